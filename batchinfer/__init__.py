@@ -1,0 +1,1 @@
+"""Offline batch inference: one command, one YAML file, exactly-once output, no cluster."""

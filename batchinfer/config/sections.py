@@ -1,0 +1,194 @@
+"""What a job file may say: the sections, and the keys that every source, backend and sink shares.
+
+A source, backend or sink extends its section with keys of its own (`csv` adds `delimiter`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from batchinfer.options import (
+    ContentPath,
+    EntryPoint,
+    Field,
+    JobPath,
+    Options,
+    Secret,
+    field_validator,
+    neutral,
+)
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+StorageOptions = Annotated[dict[str, Any], Secret()]
+
+
+class InputOptions(Options):
+    """Which rows to read, and from where."""
+
+    path: JobPath | tuple[JobPath, ...]
+    """Files, folders or globs, local or s3://, gs://, az://, memory://; one or a list."""
+
+    format: str = "parquet"
+    """parquet, jsonl, csv, arrow or files; guessed from the path's suffix where it has one."""
+
+    storage_options: StorageOptions = neutral(dict, repr=False)
+    """What the store's client needs (endpoint_url, region, key, secret, anonymous); from `${env:NAME}`."""
+
+    partitioning: Literal["hive", "none"] = "hive"
+    """Read `name=value` folders as columns, or ignore them."""
+
+    columns: tuple[str, ...] | None = None
+    """Columns the job may use; by default those that its steps, model and output name."""
+
+    where: str | None = None
+    """Keep only rows for which this holds: `country in ('DE', 'FR') and price > 10`."""
+
+    limit: Count | None = None
+    """Read at most so many rows, the first ones, after `where` and `sample`."""
+
+    sample: str | None = None
+    """Keep a stable share of the rows, such as `1%`: the same rows every time."""
+
+
+class ModelOptions(Options):
+    """Which model runs, and how its inputs and outputs are named."""
+
+    backend: str
+    """onnx, torch, transformers, python or simulated; guessed from the path where that is certain."""
+
+    path: ContentPath | None = None
+    """The model file or folder."""
+
+    entry: EntryPoint | None = None
+    """`module:name` of a factory (torch) or class (python)."""
+
+    version: str | None = None
+    """Your name for this model, recorded in the output's metadata."""
+
+    sha256: str | None = None
+    """Refuse the model unless its file has this sha256."""
+
+    inputs: dict[str, str] = {}
+    """Model input -> column, where the names differ."""
+
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Number format of the computation. Half precision is for GPUs."""
+
+    forbid_nan: bool = False
+    """Refuse rows whose float inputs hold NaN or infinity."""
+
+    allow_unsafe_model: bool = False
+    """Load model formats that can run code (pickles, .pt2, TorchScript). Only for files you trust."""
+
+    @field_validator("sha256")
+    @classmethod
+    def _hex(cls, value: str | None) -> str | None:
+        if value is not None and (len(value) != 64 or set(value) - set("0123456789abcdef")):
+            raise ValueError("must be 64 lower-case hex digits")
+        return value
+
+
+class BatchingOptions(Options):
+    """How rows are put together for one forward pass."""
+
+    size: Count | Literal["auto"] = "auto"
+    """Rows (or padded tokens, see `by`) of a batch."""
+
+    by: Literal["auto", "rows", "tokens"] = "auto"
+    """What `size` counts. auto: tokens where an input is ragged, else rows."""
+
+    window_rows: Count = 32_768
+    """Rows within which ragged inputs are sorted by length. The output keeps the source order."""
+
+
+class OutputOptions(Options):
+    """Where results go, and what they hold."""
+
+    path: JobPath
+    """An empty folder, or one that this very job has begun."""
+
+    format: str = "parquet"
+    """parquet or jsonl."""
+
+    storage_options: StorageOptions = neutral(dict, repr=False)
+    """What the store's client needs; from `${env:NAME}`."""
+
+    carry: tuple[str, ...] = ()
+    """Input columns to copy into the output."""
+
+    columns: dict[str, str] | None = None
+    """Result columns and their types (`embedding: "float32[384]"`); by default every result, typed
+    as the model and the steps say."""
+
+    partition_by: tuple[str, ...] = ()
+    """Carried columns that become hive folders (`dt=2026-10-01/`)."""
+
+    meta: tuple[Literal["_source", "_row", "_model_version", "_run"], ...] = ()
+    """Provenance columns to add: source file, row in it, model version, run id."""
+
+    commit: Literal["conditional", "deterministic", "single-writer"] = "conditional"
+    """How a unit becomes visible. The other two are for stores without conditional writes."""
+
+
+class CheckpointOptions(Options):
+    """How much work a crash can cost."""
+
+    unit_rows: Count | Literal["auto"] = neutral("auto")
+    """Rows of a unit, the piece that is published and restarted as one. auto: about 128 MiB of
+    input or output, at most 65,536 rows."""
+
+
+class ErrorsOptions(Options):
+    """What to do about rows that fail."""
+
+    on_error: Literal["record", "fail"] = "record"
+    """record: write the row with nulls and its reason in `_error`. fail: stop at the first one."""
+
+    max: str | Annotated[int, Field(ge=0)] = neutral("0.1%")
+    """Failed rows above which the run ends with exit code 3: a share (`0.1%`) or a count."""
+
+
+class ComputeOptions(Options):
+    """What the run may use of this machine. Changes nothing in the output."""
+
+    devices: Literal["auto", "cpu"] | Count | tuple[str, ...] = neutral("auto")
+    """auto: every GPU, else the CPU; `cpu`; a number of GPUs; or a list such as [cuda:0, cuda:1]."""
+
+    workers_per_device: Count | Literal["auto"] = neutral("auto")
+    """Worker processes that share a device."""
+
+    threads: Count | Literal["auto"] = neutral("auto")
+    """Intra-op threads of the model in each worker. auto: the cores, divided by the workers."""
+
+    readers: Count | Literal["auto"] = neutral("auto")
+    """Threads that encode rows in each worker."""
+
+    queue_bytes: Count = neutral(256 * 1024 * 1024)
+    """Bytes of decoded rows that wait between two stages of a worker, at most."""
+
+
+class PushgatewayOptions(Options):
+    """Where metrics are pushed."""
+
+    url: str
+    """The gateway, such as http://pushgateway:9091."""
+
+    every: Seconds = 15.0
+    """Seconds between two pushes."""
+
+    instance: str | None = None
+    """The `instance` of the grouping key; by default the host name."""
+
+    timeout: Seconds = 5.0
+    """Seconds after which a push is given up."""
+
+
+class ObserveOptions(Options):
+    """How the run shows itself. Changes nothing in the output."""
+
+    interval: Seconds = 30.0
+    """Seconds between two progress lines where the output is no terminal."""
+
+    pushgateway: PushgatewayOptions | None = None
+    """Push metrics to a Prometheus Pushgateway."""

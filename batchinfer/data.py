@@ -1,0 +1,232 @@
+"""What moves: shards and units in a plan, and a batch in each of its forms on the way."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    Column: TypeAlias = "np.ndarray[Any, Any] | pa.Array"
+    """Values of one name for the rows of a batch: an ndarray of shape (rows, ...) for tensors,
+    an Arrow array for strings, bytes, ragged lists and structs."""
+
+    Tensors: TypeAlias = Mapping[str, Column]
+    """Columns by name. On a CUDA device, the ndarrays are torch tensors on that device."""
+
+
+class ErrorCode(enum.StrEnum):
+    """Why a row failed. Closed: dashboards and `_error.code` filters depend on the words."""
+
+    DECODE = "decode"
+    SCHEMA = "schema"
+    MODEL = "model"
+    TIMEOUT = "timeout"
+    MEMORY = "memory"
+    CRASH = "crash"
+    DEVICE = "device"
+    ENDPOINT = "endpoint"
+    USER = "user"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a model, a step or a column gives or takes under one name.
+
+    `dtype` is a NumPy name ("float32", "int64", "bool"), or "string", "binary", or an Arrow type
+    for what is no tensor ("list<string>"). `shape` begins with the batch axis, always None; any
+    other None is an axis whose size varies from batch to batch.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        """Return the spec as a user would write it: `ids: int64[?, 128]`."""
+        sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
+        return f"{self.name}: {self.dtype}[{sizes}]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One object in a store, as a listing gives it.
+
+    `version` identifies the content without reading it: an ETag, a generation, or mtime and inode.
+    """
+
+    uri: str
+    size_bytes: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """The smallest readable piece of a shard: a Parquet row group, an Arrow record batch, a run of
+    lines. `offset` is its first byte where the format has no index of its own."""
+
+    num_rows: int
+    num_bytes: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One input file, as the user knows it (for `format: files`, one folder listing).
+
+    `key` is the path below the fixed part of `input.path`: stable when the dataset moves.
+    `partition` holds the hive partition values, as text, None for the null partition.
+    """
+
+    index: int
+    uri: str
+    key: str
+    size_bytes: int
+    version: str
+    blocks: tuple[Block, ...]
+    partition: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the whole shard."""
+        return sum(block.num_rows for block in self.blocks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """Rows [start, stop) of one shard: planned, assigned, published and restarted as one."""
+
+    index: int
+    shard: Shard
+    start: int
+    stop: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows planned, before `where` and `sample`."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows [start, stop) of a unit's *selected* rows (after `where` and `sample`).
+
+    Every batch carries one from read to write. `last` marks the end of the unit.
+    """
+
+    unit: Unit
+    start: int
+    stop: int
+    last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one row could not go on, as the step that refused it says."""
+
+    code: ErrorCode
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowError:
+    """A failed row, as it is recorded in the output's `_error` column."""
+
+    stage: str
+    code: ErrorCode
+    message: str
+    attempts: int
+    source: str
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows as read: `rows` selected rows with their numbers in the shard, int64 of shape (rows,)."""
+
+    unit: Unit
+    rows: pa.RecordBatch
+    numbers: np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What a preprocessing step gives back: as many rows as it got, in the same order.
+
+    `failed` maps positions of rows that cannot go on; what the batch holds there is ignored.
+    """
+
+    rows: pa.RecordBatch
+    failed: Mapping[int, Failure] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A span whose rows are encoded: the scope of length sorting and of restoring the order.
+
+    `carried` has every row of the span; `good` the positions that the model will see, in source
+    order; `failed` the others. `num_batches` come out of it.
+    """
+
+    span: Span
+    carried: pa.RecordBatch
+    good: np.ndarray[Any, Any]
+    failed: Mapping[int, RowError]
+    num_batches: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostBatch:
+    """Rows for one forward pass, padded, in host memory.
+
+    `rows` are positions in the window. A window without a good row sends one empty batch, which
+    the device never sees, so that it is written all the same.
+    """
+
+    window: Window
+    rows: np.ndarray[Any, Any]
+    tensors: Tensors
+    real_tokens: int = 0
+    padded_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OutputBatch:
+    """Results of one batch, in host memory: model inputs and outputs, `rows` of its window.
+
+    `compute_s` is how long the device took, in seconds.
+    """
+
+    batch: HostBatch
+    tensors: Tensors
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartFile:
+    """One published file."""
+
+    name: str
+    num_rows: int
+    num_errors: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """Proof that a unit's output is published. `won` is false where another process was first."""
+
+    unit: int
+    parts: tuple[PartFile, ...]
+    rows_read: int
+    rows_ok: int
+    rows_error: int
+    rows_filtered: int
+    won: bool
+    errors: tuple[RowError, ...] = ()
+    """At most ten of the failed rows, as samples for the summary."""

@@ -1,0 +1,194 @@
+"""Every error batchinfer raises on purpose, and the exit codes that schedulers read.
+
+BatchinferError            70  a broken promise of ours: please report it
+├─ UsageError               2  the command line is wrong
+├─ BudgetExceeded           3  more failed rows than `errors.max` allows
+├─ DataError               65  an input is corrupt, changed or drifted; or verify found a difference
+├─ NoInputError            66  nothing matches `input.path`
+├─ FingerprintError        67  the output belongs to a different job
+├─ UnavailableError        69  a store or the network gave out
+├─ DeviceError             71  no usable device, or the model cannot run on it
+├─ UnsafeStoreError        73  the output store cannot commit safely
+├─ LocalDiskError          74  the local disk is full or broken
+├─ Interrupted             75  stopped early on request; the same command resumes
+├─ AccessError             77  permission denied, or credentials that cannot be refreshed
+└─ JobFileError            78  the job file is wrong
+   └─ ContractError        78  the job's parts do not fit each other (columns, tensors, types)
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from batchinfer.data import Unit
+
+
+class ExitCode(enum.IntEnum):
+    """What the process says to whoever started it. Frozen: schedulers depend on the numbers."""
+
+    OK = 0
+    CRASH = 1
+    USAGE = 2
+    DATA_QUALITY = 3
+    DATA = 65
+    NO_INPUT = 66
+    FINGERPRINT = 67
+    UNAVAILABLE = 69
+    INTERNAL = 70
+    DEVICE = 71
+    UNSAFE_STORE = 73
+    IO = 74
+    INTERRUPTED = 75
+    POISON = 76
+    AUTH = 77
+    CONFIG = 78
+    EMPTY = 99
+
+
+class BatchinferError(Exception):
+    """An error with a place and a way out.
+
+    `message` names the value and the harm, `where` the file, line or row, `hint` what to do next.
+    """
+
+    exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL
+    kind: ClassVar[str] = "internal"
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """Return the message, the place and the way out, one to a line."""
+        lines = [self.message]
+        if self.where:
+            lines.append(f"  at {self.where}")
+        if self.hint:
+            lines.append(f"  → {self.hint}")
+        return "\n".join(lines)
+
+
+class UsageError(BatchinferError):
+    """The command line is wrong."""
+
+    exit_code = ExitCode.USAGE
+    kind = "usage"
+
+
+class BudgetExceeded(BatchinferError):
+    """More rows failed than `errors.max` allows; everything committed is kept."""
+
+    exit_code = ExitCode.DATA_QUALITY
+    kind = "errors"
+
+
+class DataError(BatchinferError):
+    """An input is corrupt, changed since it was planned, or drifted; or verify found a difference."""
+
+    exit_code = ExitCode.DATA
+    kind = "data"
+
+
+class NoInputError(BatchinferError):
+    """Nothing matches `input.path`."""
+
+    exit_code = ExitCode.NO_INPUT
+    kind = "input"
+
+
+class FingerprintError(BatchinferError):
+    """The output directory belongs to a different job."""
+
+    exit_code = ExitCode.FINGERPRINT
+    kind = "fingerprint"
+
+
+class UnavailableError(BatchinferError):
+    """A store or the network gave out; the same command resumes."""
+
+    exit_code = ExitCode.UNAVAILABLE
+    kind = "store"
+
+
+class DeviceError(BatchinferError):
+    """No usable device, or the model cannot be loaded on it."""
+
+    exit_code = ExitCode.DEVICE
+    kind = "device"
+
+
+class UnsafeStoreError(BatchinferError):
+    """The output store ignores or lacks conditional writes, so a commit could be lost."""
+
+    exit_code = ExitCode.UNSAFE_STORE
+    kind = "commit"
+
+
+class LocalDiskError(BatchinferError):
+    """The local disk is full or broken; nothing unfinished was published."""
+
+    exit_code = ExitCode.IO
+    kind = "disk"
+
+
+class Interrupted(BatchinferError):
+    """Stopped early on request; the same command resumes."""
+
+    exit_code = ExitCode.INTERRUPTED
+    kind = "interrupted"
+
+
+class AccessError(BatchinferError):
+    """Permission denied, or credentials that cannot be refreshed."""
+
+    exit_code = ExitCode.AUTH
+    kind = "access"
+
+
+class JobFileError(BatchinferError):
+    """The job file is wrong. Lists every problem, each with its place."""
+
+    exit_code = ExitCode.CONFIG
+    kind = "job"
+
+
+class ContractError(JobFileError):
+    """The job's parts do not fit each other: a column, tensor or type that one gives and the next refuses."""
+
+
+BY_EXIT_CODE: dict[int, type[BatchinferError]] = {
+    cls.exit_code: cls
+    for cls in (
+        BatchinferError,
+        UsageError,
+        BudgetExceeded,
+        DataError,
+        NoInputError,
+        FingerprintError,
+        UnavailableError,
+        DeviceError,
+        UnsafeStoreError,
+        LocalDiskError,
+        Interrupted,
+        AccessError,
+        JobFileError,
+    )
+}
+"""Rebuilds an error that crossed a process border as (exit code, message, where, hint)."""
+
+
+@contextmanager
+def unit_context(unit: Unit) -> Iterator[None]:
+    """Add the unit, its file and its rows to any `BatchinferError` that passes."""
+    try:
+        yield
+    except BatchinferError as error:
+        place = f"unit {unit.index}: {unit.shard.uri} rows {unit.start}..{unit.stop}"
+        error.where = f"{error.where}; {place}" if error.where else place
+        raise

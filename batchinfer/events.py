@@ -1,0 +1,84 @@
+"""What the engine and the runner say while they work. They speak; telemetry listens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from batchinfer.data import Receipt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted:
+    """The plan stands. `rows_done` were committed by earlier runs."""
+
+    job: str
+    run: str
+    units_total: int
+    units_done: int
+    rows_total: int
+    rows_done: int
+    num_workers: int
+    model: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReady:
+    """A worker has its model. `load_s` seconds passed since it was started."""
+
+    worker: int
+    device: str
+    load_s: float
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchFinished:
+    """One forward pass. Tokens are zero where the input has no ragged column."""
+
+    worker: int
+    rows: int
+    compute_s: float
+    real_tokens: int
+    padded_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitCommitted:
+    """A unit's output exists for readers."""
+
+    worker: int
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerExited:
+    """A worker is gone, on request (`code` 0) or not."""
+
+    worker: int
+    code: int
+    restarts: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warned:
+    """Something that a person should know and that does not stop the run. `code` is stable."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFinished:
+    """The last word. `stage_s` are seconds of wall time by stage, summed over workers."""
+
+    exit_code: int
+    seconds: float
+    complete: bool
+    stage_s: dict[str, float] = field(default_factory=dict)
+
+
+Event: TypeAlias = (
+    RunStarted | WorkerReady | BatchFinished | UnitCommitted | WorkerExited | Warned | RunFinished
+)

@@ -1,0 +1,95 @@
+"""How a component declares its part of the job file: a frozen class of fields with docstrings."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+__all__ = [
+    "ContentPath",
+    "EntryPoint",
+    "Field",
+    "JobPath",
+    "Options",
+    "Secret",
+    "ValidationInfo",
+    "field_validator",
+    "model_validator",
+    "neutral",
+]
+
+_URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*://")
+_ENTRY_POINT = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+
+
+class Options(BaseModel):
+    """A section of the job file. Unknown keys are refused, nothing is coerced, nothing changes.
+
+    A field's docstring (the string below it) is its description in the JSON Schema.
+    `shorthand` names the field that `- step: value` sets.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+    )
+
+
+def neutral(default: Any, **more: Any) -> Any:
+    """Declare a field that does not change the output: it stays out of the fingerprint."""
+    extra: dict[str, Any] = {"affects_output": False}
+    if callable(default):
+        return Field(default_factory=default, json_schema_extra=extra, **more)
+    return Field(default=default, json_schema_extra=extra, **more)
+
+
+def _resolve(value: object, info: ValidationInfo) -> object:
+    """Make a relative path absolute, against the folder of the job file."""
+    root = (info.context or {}).get("root")
+    if not isinstance(value, str) or root is None or _URL.match(value):
+        return value
+    path = Path(value).expanduser()
+    return str(path if path.is_absolute() else Path(root) / path)
+
+
+def _entry_point(value: object) -> object:
+    if isinstance(value, str) and not _ENTRY_POINT.match(value):
+        raise ValueError(f"must look like `module:name`, got {value!r}")
+    return value
+
+
+class Content:
+    """Marks a path whose *content* is what counts: its sha256 stands in the fingerprint."""
+
+
+class Code:
+    """Marks user code: the sha256 of its module stands in the fingerprint."""
+
+
+class Secret:
+    """Marks a value that never reaches a log, a stored job or an error message."""
+
+
+JobPath = Annotated[str, BeforeValidator(_resolve)]
+"""A local path or a URL; a relative path is relative to the job file."""
+
+ContentPath = Annotated[str, BeforeValidator(_resolve), Content()]
+"""Like `JobPath`, for a model or tokenizer: moving the file changes nothing, editing it does."""
+
+EntryPoint = Annotated[str, BeforeValidator(_entry_point), Code()]
+"""`module:name`, importable from the folder of the job file or from an installed package."""

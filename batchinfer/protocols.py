@@ -1,0 +1,149 @@
+"""The doors. Whoever adds a source, a step, a backend or a sink implements one of these.
+
+A component is a class with an `Options` class (its part of the job file) and a constructor that
+takes one `Options`. Constructing is cheap and imports nothing heavy: `validate` does it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from batchinfer.data import (
+        Chunk,
+        Column,
+        Encoded,
+        Entry,
+        Receipt,
+        Shard,
+        Tensors,
+        TensorSpec,
+        Unit,
+    )
+    from batchinfer.events import Event
+
+
+class Source(Protocol):
+    """Lists and reads an input.
+
+    Deterministic: the same unit gives the same rows in the same order, however often and from
+    whichever process. Safe to call from several threads at once.
+    """
+
+    def list_entries(self) -> Sequence[Entry]:
+        """List the input's files in order, by one listing, opening none. Raises NoInputError."""
+        ...
+
+    def inspect(self, entry: Entry, *, index: int) -> tuple[Shard, pa.Schema]:
+        """Read a footer (or count lines): the shard and its schema, without partition columns.
+
+        Raises DataError naming the file where it is truncated, empty or of another format.
+        """
+        ...
+
+    def read(self, unit: Unit, *, columns: Sequence[str], batch_rows: int) -> Iterator[Chunk]:
+        """Read the selected rows of a unit, in order, at most `batch_rows` to a chunk.
+
+        `columns` may name partition columns. Raises DataError when the file is not the one that
+        was planned.
+        """
+        ...
+
+
+class Preprocessor(Protocol):
+    """One step between the columns that were read and the tensors that the model takes.
+
+    Pure: the result depends on the rows alone. Called from several threads at once.
+    """
+
+    def input_columns(self) -> frozenset[str]:
+        """Columns that this step reads."""
+        ...
+
+    def output_schema(self, schema: pa.Schema) -> pa.Schema:
+        """Return the schema after this step, without data. Raises ContractError."""
+        ...
+
+    def encode(self, rows: pa.RecordBatch) -> Encoded:
+        """Encode some rows: as many out as in, in the same order. A row that cannot be encoded is
+        named in `Encoded.failed`; an exception fails the whole batch."""
+        ...
+
+
+class Backend(Protocol):
+    """Runs the model. One instance per process, called from one thread.
+
+    `load` first; then `inputs` and `outputs` are known and `forward` may be called.
+    """
+
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+
+    def load(self, device: str, *, threads: int) -> None:
+        """Load the model on "cpu" or "cuda:N" with so many intra-op threads. Raises DeviceError
+        where the device or the provider is missing, DataError where the model file is unusable."""
+        ...
+
+    def forward(self, tensors: Tensors) -> Tensors:
+        """Run one batch. On the CPU: NumPy arrays in, NumPy (or Arrow) out, never aliasing memory
+        that the next call overwrites. On CUDA: torch tensors on the device in and out, queued on
+        the current stream, no synchronization."""
+        ...
+
+    def close(self) -> None:
+        """Free the model. Called once, also after a failed load."""
+        ...
+
+
+class Postprocessor(Protocol):
+    """One step between the model's outputs and the columns that are written.
+
+    Row-wise: row i of the result depends on row i alone, so batches may be cut anywhere.
+    """
+
+    def output_specs(self, specs: Mapping[str, TensorSpec]) -> Mapping[str, TensorSpec]:
+        """Say what `apply` returns, given what it gets. Raises ContractError."""
+        ...
+
+    def apply(self, results: Mapping[str, Column], inputs: Tensors) -> Mapping[str, Column]:
+        """Turn results into results. `inputs` are the tensors that the model got (masks, ids)."""
+        ...
+
+
+class UnitWriter(Protocol):
+    """Takes one unit's rows, in source order. Nothing is visible before `commit` returns."""
+
+    def write(self, rows: pa.Table) -> None:
+        """Add rows."""
+        ...
+
+    def commit(self) -> Receipt:
+        """Publish the unit, whole, and say what was published."""
+        ...
+
+    def abort(self) -> None:
+        """Drop everything. Safe after anything."""
+        ...
+
+
+class Sink(Protocol):
+    """Writes units."""
+
+    def open_unit(self, unit: Unit) -> UnitWriter:
+        """Begin a unit."""
+        ...
+
+
+class Observer(Protocol):
+    """Listens to a run. Called from one thread, in order; must return at once and never raise."""
+
+    def on_event(self, event: Event) -> None:
+        """Take one event."""
+        ...
+
+    def close(self) -> None:
+        """Finish: write the last line, push the last metrics."""
+        ...

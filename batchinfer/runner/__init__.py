@@ -1,0 +1,1 @@
+"""The way of a job: plan, ledger, worker processes, supervisor."""

@@ -1,0 +1,210 @@
+"""S3, GCS, Azure and memory through obstore: conditional puts, uniform errors, one client per bucket."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+import obstore
+import pyarrow as pa
+from obstore import exceptions as refusals
+from obstore.store import MemoryStore, from_url
+
+from batchinfer.data import Entry
+from batchinfer.errors import AccessError, BatchinferError, JobFileError, UnavailableError
+from batchinfer.storage.door import AlreadyExists, ObjectMissing, changed
+from batchinfer.storage.globs import select, split_glob
+
+_RETRIES: Any = {"max_retries": 8, "retry_timeout": timedelta(minutes=5)}
+_TIMEOUTS: Any = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(seconds=120)}
+
+# The names that fsspec and the cloud tools use, for obstore's.
+_SYNONYMS = {
+    "endpoint_url": "endpoint",
+    "key": "access_key_id",
+    "secret": "secret_access_key",
+    "anonymous": "skip_signature",
+    "anon": "skip_signature",
+}
+_CLIENT = {"allow_http", "allow_invalid_certificates", "connect_timeout", "timeout", "proxy_url"}
+
+_memory: dict[str, MemoryStore] = {}
+"""memory:// lives as long as the process: one store per name, shared by input and output."""
+
+
+class ObjectStore:
+    """The `Store` for one bucket (or container, or memory space)."""
+
+    conditional = True  # If-None-Match or ifGenerationMatch; the probe checks that the server obeys
+
+    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        parts = urlsplit(url)
+        self._base = f"{parts.scheme}://{parts.netloc}/"
+        if parts.scheme == "memory":
+            self._store: Any = _memory.setdefault(parts.netloc, MemoryStore())
+            return
+        config, client = _configure(parts.scheme, options)
+        try:
+            self._store = from_url(self._base, config=config, client_options=client, retry_config=_RETRIES)
+        except (refusals.BaseError, ValueError, TypeError) as error:
+            raise JobFileError(
+                f"cannot make a client: {_first_line(error)}",
+                where=f"storage_options for {self._base}",
+                hint=f"known options include {', '.join(sorted(_SYNONYMS))}, region, allow_http",
+            ) from error
+
+    def entries(self, prefix: str) -> list[Entry]:
+        """Return everything below a folder, sorted by URL; one request per 1,000 objects."""
+        with self._answers(prefix):
+            pages = obstore.list(self._store, self._key(prefix) or None, chunk_size=10_000)
+            found = [self._entry(meta) for page in pages for meta in page]
+        return sorted(found, key=lambda entry: entry.uri)
+
+    def glob(self, pattern: str) -> list[Entry]:
+        """Return the objects that a name, a folder or a glob stands for."""
+        fixed, rest = split_glob(pattern)
+        entries = self.entries(fixed)
+        if not entries and not rest:
+            # A prefix listing goes by folders: a single object is asked for by its name.
+            with contextlib.suppress(ObjectMissing), self._answers(pattern):
+                entries = [self._entry(obstore.head(self._store, self._key(pattern)))]
+        return select(entries, pattern)
+
+    def open(self, uri: str, *, version: str | None = None) -> Any:
+        """Open for ranged reads, each of which insists on the planned version."""
+        with self._answers(uri):
+            meta = obstore.head(self._store, self._key(uri))
+        if version is not None and _version(meta) != version:
+            raise changed(uri)
+        return pa.PythonFile(_RangeFile(self, uri, meta), mode="r")
+
+    def read(self, uri: str) -> bytes:
+        """Return a whole object."""
+        with self._answers(uri):
+            return bytes(obstore.get(self._store, self._key(uri)).bytes())
+
+    def read_range(self, uri: str, *, start: int, stop: int, tag: str | None) -> bytes:
+        """Return bytes [start, stop) of the object with this ETag. Raises DataError for another."""
+        options: Any = {"range": (start, stop)}
+        if tag is not None:
+            options["if_match"] = tag
+        with self._answers(uri):
+            try:
+                return bytes(obstore.get(self._store, self._key(uri), options=options).bytes())
+            except refusals.PreconditionError:
+                raise changed(uri) from None
+
+    def create(self, uri: str, data: Any) -> None:
+        """Put unless the name is taken."""
+        with self._answers(uri):
+            try:
+                obstore.put(self._store, self._key(uri), bytes(data), mode="create", use_multipart=False)
+            except refusals.AlreadyExistsError:
+                raise AlreadyExists(uri) from None
+
+    def put(self, uri: str, data: Any) -> None:
+        """Put, replacing what is there."""
+        with self._answers(uri):
+            obstore.put(self._store, self._key(uri), bytes(data), use_multipart=False)
+
+    def delete(self, uri: str) -> None:
+        """Delete an object if it is there."""
+        with contextlib.suppress(ObjectMissing), self._answers(uri):
+            obstore.delete(self._store, self._key(uri))
+
+    def _key(self, uri: str) -> str:
+        return uri.removeprefix(self._base).removesuffix("/") if uri + "/" != self._base else ""
+
+    def _entry(self, meta: Any) -> Entry:
+        return Entry(uri=self._base + meta["path"], size_bytes=meta["size"], version=_version(meta))
+
+    @contextlib.contextmanager
+    def _answers(self, uri: str) -> Iterator[None]:
+        """Turn what the store says into our words. Requests were retried with backoff by then."""
+        try:
+            yield
+        except (BatchinferError, AlreadyExists):
+            raise
+        except FileNotFoundError as error:
+            raise ObjectMissing("there is no such object", where=uri) from error
+        except (refusals.PermissionDeniedError, refusals.UnauthenticatedError) as error:
+            raise AccessError(
+                "the store refused: permission denied",
+                where=uri,
+                hint="check the credentials in storage_options or the environment",
+            ) from error
+        except (refusals.BaseError, OSError, ValueError) as error:
+            raise UnavailableError(
+                f"the store could not be reached: {_first_line(error)}",
+                where=uri,
+                hint="run the same command again; it resumes",
+            ) from error
+
+
+class _RangeFile(io.RawIOBase):
+    """An object as a seekable file: every read is one ranged request for exactly those bytes."""
+
+    def __init__(self, store: ObjectStore, uri: str, meta: Any) -> None:
+        self._store, self._uri = store, uri
+        self._tag, self._size = meta.get("e_tag"), meta["size"]
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def size(self) -> int:
+        return int(self._size)
+
+    def read(self, size: int | None = -1) -> bytes:
+        stop = self._size if size is None or size < 0 else min(self._at + size, self._size)
+        if stop <= self._at:
+            return b""
+        data = self._store.read_range(self._uri, start=self._at, stop=stop, tag=self._tag)
+        self._at += len(data)
+        return data
+
+
+def _version(meta: Mapping[str, Any]) -> str:
+    token = meta.get("e_tag") or meta["last_modified"].isoformat()
+    return f"{token.strip(chr(34))}-{meta['size']:x}"
+
+
+def _first_line(error: BaseException) -> str:
+    """Return what a client says before it goes on for a page."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _configure(scheme: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Split storage options into the store's own and the HTTP client's."""
+    config: dict[str, Any] = {}
+    client: dict[str, Any] = dict(_TIMEOUTS)
+    for name, value in options.items():
+        if name in _CLIENT:
+            client[name] = value
+        else:
+            synonym = _SYNONYMS.get(name, name)
+            if scheme == "gs" and synonym == "endpoint":
+                synonym = "base_url"
+            config[synonym] = value
+    endpoint = str(config.get("endpoint", ""))
+    if endpoint.startswith("http://"):
+        client.setdefault("allow_http", True)
+    if scheme == "s3":
+        # Stores other than AWS take any region, and a path-style URL.
+        config.setdefault("region", "us-east-1")
+    return config, client

@@ -1,0 +1,86 @@
+"""Any other fsspec file system (sftp, hdfs, http): reads, and writes without conditions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+
+from batchinfer.data import Entry
+from batchinfer.errors import JobFileError
+from batchinfer.storage.door import AlreadyExists, changed, os_errors
+from batchinfer.storage.globs import select, split_glob
+
+
+class FsspecStore:
+    """The `Store` for what obstore does not serve. fsspec's create is a look and a write: no commit."""
+
+    conditional = False
+
+    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        self._scheme = url.split("://", 1)[0]
+        try:
+            self._fs: Any = fsspec.filesystem(self._scheme, **options)
+        except (ImportError, ValueError) as error:
+            raise JobFileError(
+                f"no client for {self._scheme}:// URLs: {error}",
+                where=url,
+                hint="known: local paths, s3://, gs://, az://, memory://, and what fsspec has installed",
+            ) from error
+
+    def entries(self, prefix: str) -> list[Entry]:
+        """Return everything below a folder, sorted by URL."""
+        with os_errors(prefix):
+            try:
+                found = self._fs.find(self._path(prefix), detail=True)
+            except FileNotFoundError:
+                return []
+        return sorted((self._entry(info) for info in found.values()), key=lambda entry: entry.uri)
+
+    def glob(self, pattern: str) -> list[Entry]:
+        """Return the files that a name, a folder or a glob stands for."""
+        return select(self.entries(split_glob(pattern)[0]), pattern)
+
+    def open(self, uri: str, *, version: str | None = None) -> Any:
+        """Open for random access."""
+        with os_errors(uri):
+            if version is not None and self._entry(self._fs.info(self._path(uri))).version != version:
+                raise changed(uri)
+            return pa.PythonFile(self._fs.open(self._path(uri), "rb"), mode="r")
+
+    def read(self, uri: str) -> bytes:
+        """Return a whole file."""
+        with os_errors(uri):
+            return bytes(self._fs.cat_file(self._path(uri)))
+
+    def create(self, uri: str, data: Any) -> None:
+        """Look, then write: safe for one writer only, which `commit: single-writer` declares."""
+        with os_errors(uri):
+            if self._fs.exists(self._path(uri)):
+                raise AlreadyExists(uri)
+        self.put(uri, data)
+
+    def put(self, uri: str, data: Any) -> None:
+        """Write a whole file."""
+        path = self._path(uri)
+        with os_errors(uri):
+            with contextlib.suppress(NotImplementedError):
+                self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._fs.pipe_file(path, bytes(data))
+
+    def delete(self, uri: str) -> None:
+        """Delete a file if it is there."""
+        with contextlib.suppress(FileNotFoundError), os_errors(uri):
+            self._fs.rm_file(self._path(uri))
+
+    def _path(self, uri: str) -> str:
+        return str(self._fs._strip_protocol(uri))  # noqa: SLF001 - fsspec's own way to spell a path
+
+    def _entry(self, info: Mapping[str, Any]) -> Entry:
+        known = (info.get(name) for name in ("ETag", "etag", "mtime", "LastModified", "modified", "created"))
+        token = next((str(value) for value in known if value), "")
+        uri = self._fs.unstrip_protocol(info["name"])
+        return Entry(uri=uri, size_bytes=info["size"] or 0, version=f"{token}-{info['size']}")
