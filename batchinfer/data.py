@@ -154,6 +154,13 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class UnitEnd:
+    """Follows the last chunk of a unit, also of one without a row."""
+
+    unit: Unit
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """What a preprocessing step gives back: as many rows as it got, in the same order.
 
@@ -165,15 +172,29 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodedChunk:
+    """A chunk on its way to a window: `carried` has all its rows, `tensors` only the good ones.
+
+    `good` are their positions in the chunk, int64 of shape (good rows,), in source order.
+    """
+
+    unit: Unit
+    carried: pa.RecordBatch
+    tensors: pa.RecordBatch
+    good: np.ndarray[Any, Any]
+    failed: Mapping[int, RowError]
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """A span whose rows are encoded: the scope of length sorting and of restoring the order.
 
     `carried` has every row of the span; `good` the positions that the model will see, in source
-    order; `failed` the others. `num_batches` come out of it.
+    order; `failed` the others. `num_batches` come out of it. An empty span carries None.
     """
 
     span: Span
-    carried: pa.RecordBatch
+    carried: pa.RecordBatch | None
     good: np.ndarray[Any, Any]
     failed: Mapping[int, RowError]
     num_batches: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from batchinfer.data import Receipt
@@ -71,12 +71,11 @@ class Warned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished:
-    """The last word. `stage_s` are seconds of wall time by stage, summed over workers."""
+    """The last word. `complete` says that every unit of the plan is committed."""
 
     exit_code: int
     seconds: float
     complete: bool
-    stage_s: dict[str, float] = field(default_factory=dict)
 
 
 Event: TypeAlias = (

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
         Column,
         Encoded,
         Entry,
-        Receipt,
         Shard,
         Tensors,
         TensorSpec,
@@ -113,27 +112,20 @@ class Postprocessor(Protocol):
         ...
 
 
-class UnitWriter(Protocol):
-    """Takes one unit's rows, in source order. Nothing is visible before `commit` returns."""
-
-    def write(self, rows: pa.Table) -> None:
-        """Add rows."""
-        ...
-
-    def commit(self) -> Receipt:
-        """Publish the unit, whole, and say what was published."""
-        ...
-
-    def abort(self) -> None:
-        """Drop everything. Safe after anything."""
-        ...
-
-
 class Sink(Protocol):
-    """Writes units."""
+    """An output format. What it encodes is a pure function of the rows: no time, host or run in it.
 
-    def open_unit(self, unit: Unit) -> UnitWriter:
-        """Begin a unit."""
+    Naming, partitioning and the commit are the engine's: a format never touches a store.
+    """
+
+    suffix: str
+
+    def encode(self, rows: pa.Table, metadata: Mapping[str, str]) -> pa.Buffer:
+        """Encode the rows of one part, whole. Raises ContractError for a type it cannot hold."""
+        ...
+
+    def count(self, data: bytes) -> tuple[int, int]:
+        """Return the rows and the failed rows in an encoded part. Raises DataError if it is damaged."""
         ...
 
 

@@ -1,0 +1,241 @@
+"""Do the job's parts fit? Columns to steps, steps to model, model to output; before the first row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from batchinfer import tensors
+from batchinfer.data import TensorSpec
+from batchinfer.errors import ContractError
+from batchinfer.loader.batches import Binding
+
+if TYPE_CHECKING:
+    from batchinfer.config import Job
+    from batchinfer.protocols import Backend, Postprocessor, Preprocessor
+
+ERROR_TYPE = pa.struct(
+    [
+        ("stage", pa.string()),
+        ("code", pa.string()),
+        ("message", pa.string()),
+        ("attempts", pa.int32()),
+        ("source", pa.string()),
+        ("row", pa.int64()),
+    ]
+)
+"""Type of the `_error` column: null for a row that succeeded. Fixed, also where no row ever fails."""
+
+META_TYPES = {
+    "_source": pa.string(),
+    "_row": pa.int64(),
+    "_model_version": pa.string(),
+    "_run": pa.string(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What was agreed: which columns are read, what the model gets, and the schema of every part."""
+
+    read_columns: tuple[str, ...]
+    encoded: pa.Schema
+    bindings: tuple[Binding, ...]
+    results: pa.Schema
+    output: pa.Schema
+
+    @property
+    def ragged(self) -> bool:
+        """Whether an input is padded, so that batches are better cut by tokens."""
+        return any(tensors.is_ragged(self.encoded.field(bind.column).type) for bind in self.bindings)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one encoded row; a ragged column counts as 256 numbers."""
+        return sum(_row_bytes(self.encoded.field(bind.column).type) for bind in self.bindings) or 1
+
+
+def check_contract(
+    job: Job,
+    source: pa.Schema,
+    steps: Sequence[Preprocessor],
+    backend: Backend,
+    posts: Sequence[Postprocessor],
+) -> Contract:
+    """Check every seam of the job. Raises ContractError that lists all problems, each with its place."""
+    problems: list[str] = []
+    if job.input.columns is not None:
+        _report_missing(job, ("input", "columns"), job.input.columns, source, problems)
+        source = pa.schema([field for field in source if field.name in job.input.columns])
+    _report_missing(job, ("output", "carry"), job.output.carry, source, problems)
+    needed = {name for name in job.output.carry if name in source.names}
+    encoded = _through_steps(job, source, steps, needed, problems)
+    bindings = _bind(job, encoded, backend, problems) if encoded is not None else ()
+    needed |= {bind.column for bind in bindings if bind.column in source.names}
+    results = _results(job, backend, posts, problems)
+    if problems:
+        raise ContractError("\n".join(problems))
+    output = _output_schema(job, source, results)
+    read = tuple(name for name in source.names if name in needed)
+    assert encoded is not None
+    return Contract(read, encoded, bindings, results, output)
+
+
+def _report_missing(
+    job: Job, key: tuple[str, ...], names: Sequence[str], schema: pa.Schema, problems: list[str]
+) -> None:
+    for at, name in enumerate(names):
+        if name not in schema.names:
+            what = f"column {name!r} is not in the input{_guess(name, schema.names)}"
+            problems.append(f"{job.place((*key, at))}  {'.'.join(key)}: {what}\n  {_columns(schema)}")
+
+
+def _through_steps(
+    job: Job, schema: pa.Schema, steps: Sequence[Preprocessor], needed: set[str], problems: list[str]
+) -> pa.Schema | None:
+    """Follow the schema through the preprocessing steps; None once a step refuses it."""
+    source = set(schema.names)
+    for at, step in enumerate(steps):
+        key = ("preprocess", at, job.preprocess[at].name)
+        where = f"{job.place(key)}  preprocess[{at}].{job.preprocess[at].name}:"
+        wanted = step.input_columns()
+        missing = sorted(wanted - set(schema.names))
+        for name in missing:
+            guess = _guess(name, schema.names)
+            problems.append(f"{where} column {name!r} is not there{guess}\n  {_columns(schema)}")
+        if missing:
+            return None
+        needed |= wanted & source
+        try:
+            schema = step.output_schema(schema)
+        except ContractError as error:
+            problems.append(f"{where} {error}")
+            return None
+    return schema
+
+
+def _bind(job: Job, encoded: pa.Schema, backend: Backend, problems: list[str]) -> tuple[Binding, ...]:
+    """Find the column of every model input, and check its dtype and shape."""
+    bindings = []
+    known = {spec.name for spec in backend.inputs}
+    for name in job.model.inputs:
+        if name not in known:
+            what = f"the model has no input {name!r}{_guess(name, sorted(known))}; it has {_specs(backend)}"
+            problems.append(f"{job.place(('model', 'inputs', name))}  model.inputs.{name}: {what}")
+    for spec in backend.inputs:
+        column = job.model.inputs.get(spec.name, spec.name)
+        if column not in encoded.names:
+            problems.append(
+                f"{job.place(('model', 'inputs'))}  model: input `{spec}` has no column {column!r}"
+                f"{_guess(column, encoded.names)}\n  {_columns(encoded)}"
+                f"\n  → name the column: model: {{inputs: {{{spec.name}: COLUMN}}}}"
+            )
+            continue
+        given = tensors.spec_of(column, encoded.field(column).type)
+        if trouble := _mismatch(given, spec):
+            problems.append(f"{job.place(('model',))}  model: {trouble}")
+            continue
+        dtype = given.dtype if spec.dtype == "any" else spec.dtype
+        bindings.append(Binding(spec.name, column, dtype))
+    return tuple(bindings)
+
+
+def _mismatch(given: TensorSpec, wanted: TensorSpec) -> str | None:
+    """Say why a column cannot feed an input, or None. Widening casts are made; lossy ones are not."""
+    if wanted.dtype not in {"any", given.dtype}:
+        both = wanted.dtype in tensors.NUMERIC and given.dtype in tensors.NUMERIC
+        if not both or not np.can_cast(given.dtype, wanted.dtype, "safe"):
+            return (
+                f"input `{wanted}` cannot take column `{given}`: {given.dtype} does not fit {wanted.dtype}"
+                f"\n  → cast it: preprocess: - columns: {{columns: [{given.name}], dtype: {wanted.dtype}}}"
+            )
+    if wanted.dtype == "any" and len(wanted.shape) <= 1:
+        return None
+    fits = len(given.shape) == len(wanted.shape) and all(
+        ours is None or theirs is None or ours == theirs
+        for ours, theirs in zip(given.shape[1:], wanted.shape[1:], strict=True)
+    )
+    if fits or wanted.dtype == "string":
+        return None
+    return (
+        f"input `{wanted}` cannot take column `{given}`: the shapes differ"
+        "\n  → stack scalar columns with preprocess: - columns: {columns: [a, b], to: features}"
+    )
+
+
+def _results(
+    job: Job, backend: Backend, posts: Sequence[Postprocessor], problems: list[str]
+) -> pa.Schema | None:
+    """Follow the model's outputs through the postprocessing steps to typed columns."""
+    specs: Mapping[str, TensorSpec] = {spec.name: spec for spec in backend.outputs}
+    for at, step in enumerate(posts):
+        name = job.postprocess[at].name
+        try:
+            specs = step.output_specs(specs)
+        except ContractError as error:
+            problems.append(f"{job.place(('postprocess', at, name))}  postprocess[{at}].{name}: {error}")
+            return None
+    declared = job.output.columns
+    if declared is None:
+        for spec in specs.values():
+            if None in spec.shape[1:]:
+                problems.append(
+                    f"{job.place(('output',))}  output: result `{spec}` has an axis whose size varies with "
+                    "the batch\n  → pool it (mean_pool, cls_pool), or list the results to write in "
+                    "output.columns"
+                )
+        return pa.schema([(spec.name, tensors.arrow_type(spec)) for spec in specs.values()])
+    for name in declared:
+        if name not in specs:
+            problems.append(
+                f"{job.place(('output', 'columns', name))}  output.columns.{name}: there is no such result"
+                f"{_guess(name, list(specs))}; the results are "
+                f"{', '.join(str(spec) for spec in specs.values()) or 'none'}"
+            )
+    return pa.schema([(name, tensors.parse_type(text)) for name, text in declared.items()])
+
+
+def _output_schema(job: Job, source: pa.Schema, results: pa.Schema | None) -> pa.Schema:
+    """Put together the columns of a part. Raises ContractError where a name stands twice."""
+    assert results is not None
+    fields = [source.field(name).with_nullable(True) for name in job.output.carry]
+    fields += [pa.field(name, META_TYPES[name]) for name in job.output.meta]
+    fields += list(results)
+    if job.errors.on_error == "record":
+        fields.append(pa.field("_error", ERROR_TYPE))
+    names = [field.name for field in fields]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ContractError(
+            f"{job.place(('output', 'carry'))}  output: {', '.join(map(repr, twice))} would stand twice in "
+            "the output, as a carried column and as a result",
+            hint="rename the result: postprocess: - rename: {from: …, to: …}",
+        )
+    return pa.schema(fields)
+
+
+def _guess(name: str, names: Sequence[str]) -> str:
+    near = get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _columns(schema: pa.Schema) -> str:
+    """List the columns that are there, as a reader can take them in."""
+    shown = [f"{field.name} {tensors.format_type(field.type)}" for field in list(schema)[:30]]
+    more = f", and {len(schema) - 30} more" if len(schema) > len(shown) else ""
+    return f"there are: {', '.join(shown)}{more}" if shown else "there are no columns"
+
+
+def _specs(backend: Backend) -> str:
+    return ", ".join(str(spec) for spec in backend.inputs)
+
+
+def _row_bytes(type_: pa.DataType) -> int:
+    spec = tensors.spec_of("", type_)
+    width = np.dtype(spec.dtype).itemsize if spec.dtype in tensors.NUMERIC else 256
+    return int(np.prod([256 if size is None else size for size in spec.shape[1:]])) * width

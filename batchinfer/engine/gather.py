@@ -1,0 +1,129 @@
+"""Results of a window's batches to output rows: postprocess, type, put back into source order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchinfer import tensors
+from batchinfer.data import OutputBatch, RowError, Window
+from batchinfer.engine.contract import ERROR_TYPE
+from batchinfer.errors import DataError, unit_context
+
+if TYPE_CHECKING:
+    from batchinfer.data import Column
+    from batchinfer.engine.contract import Contract
+    from batchinfer.protocols import Postprocessor
+
+
+def windows_of(outputs: Iterable[OutputBatch]) -> Iterator[tuple[Window, list[OutputBatch]]]:
+    """Group a stream of results by window. Batches arrive in the order they were made."""
+    gathered: list[OutputBatch] = []
+    for output in outputs:
+        gathered.append(output)
+        window = output.batch.window
+        if len(gathered) == window.num_batches:
+            yield window, gathered
+            gathered = []
+
+
+class Gatherer:
+    """Makes the output rows of a window."""
+
+    def __init__(self, contract: Contract, names: Sequence[str], posts: Sequence[Postprocessor]) -> None:
+        self._contract = contract
+        self._posts = list(zip(names, posts, strict=True))
+
+    def rows(self, window: Window, outputs: Sequence[OutputBatch]) -> pa.Table:
+        """Return every row of the window in source order: carried columns, results, `_error`."""
+        schema = self._contract.output
+        if window.carried is None:
+            return schema.empty_table()
+        with unit_context(window.span.unit):
+            results = self._results(window, outputs)
+        num_rows = window.carried.num_rows
+        columns = []
+        for field in schema:
+            if field.name in results:
+                columns.append(results[field.name])
+            elif field.name == "_error":
+                columns.append(_errors(window.failed, num_rows))
+            else:
+                columns.append(tensors.to_arrow(window.carried[field.name], field.type))
+        return pa.Table.from_arrays(columns, schema=schema)
+
+    def _results(self, window: Window, outputs: Sequence[OutputBatch]) -> dict[str, pa.Array]:
+        """Type the results and put them back into source order, with nulls for failed rows."""
+        num_rows = window.carried.num_rows if window.carried is not None else 0
+        full = [output for output in outputs if len(output.batch.rows)]
+        if not full:
+            return {field.name: tensors.nulls(field.type, num_rows) for field in self._contract.results}
+        batches = [self._typed(output) for output in full]
+        positions = np.concatenate([output.batch.rows for output in full])
+        order = _source_order(positions, num_rows)
+        columns = {}
+        for at, field in enumerate(self._contract.results):
+            pieces = [batch[at] for batch in batches]
+            whole = pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
+            columns[field.name] = whole if order is None else whole.take(order)
+        return columns
+
+    def _typed(self, output: OutputBatch) -> list[pa.Array]:
+        """Postprocess one batch and give each result its declared type."""
+        results = output.tensors
+        for name, step in self._posts:
+            results = self._apply(name, step, results, output)
+        return [
+            _typed_column(results, field, num_rows=len(output.batch.rows)) for field in self._contract.results
+        ]
+
+    def _apply(
+        self, name: str, step: Postprocessor, results: Mapping[str, Column], output: OutputBatch
+    ) -> Mapping[str, Column]:
+        try:
+            return step.apply(results, output.batch.tensors)
+        except (KeyError, ValueError, TypeError, IndexError, pa.ArrowException) as error:
+            raise DataError(f"postprocess step {name!r} failed on a batch: {error}") from error
+
+
+def _typed_column(results: Mapping[str, Column], field: pa.Field, *, num_rows: int) -> pa.Array:
+    """Make one result column of a batch. Raises DataError where the model broke its word."""
+    wanted = f"output column {field.name!r} must be {tensors.format_type(field.type)}"
+    if field.name not in results:
+        raise DataError(f"{wanted}, but the model gave no {field.name!r}")
+    try:
+        array = tensors.to_arrow(results[field.name], field.type)
+    except (ValueError, pa.ArrowException) as error:
+        raise DataError(f"{wanted}, but the model's result {error}") from error
+    if len(array) != num_rows:
+        raise DataError(f"{wanted} for {num_rows} rows, but the model gave {len(array)}")
+    return array
+
+
+def _source_order(positions: np.ndarray[Any, Any], num_rows: int) -> pa.Array | None:
+    """Return for each row of the window where its result is, null if it failed; None if in place."""
+    if len(positions) == num_rows and bool((positions == np.arange(num_rows)).all()):
+        return None
+    where = np.full(num_rows, -1, dtype=np.int64)
+    where[positions] = np.arange(len(positions))
+    return pa.array(where, mask=where < 0)
+
+
+def _errors(failed: Mapping[int, RowError], num_rows: int) -> pa.Array:
+    """Return the `_error` column: null where a row succeeded."""
+    if not failed:
+        return tensors.nulls(ERROR_TYPE, num_rows)
+    cells: list[dict[str, Any] | None] = [None] * num_rows
+    for row, error in failed.items():
+        cells[row] = {
+            "stage": error.stage,
+            "code": str(error.code),
+            "message": error.message,
+            "attempts": error.attempts,
+            "source": error.source,
+            "row": error.row,
+        }
+    return pa.array(cells, ERROR_TYPE)

@@ -1,0 +1,159 @@
+"""The way of a batch inside a worker, stage by stage, each by its function's name:
+
+    read           threads "read":    source.read -> Chunk
+    encode         pool "encode":     steps -> EncodedChunk
+    batches_of     thread "batch":    windows, length sorting, padding -> HostBatch
+    overlap        thread "device":   upload, model, download -> OutputBatch
+    windows_of     this thread:       group by window
+    Gatherer.rows  this thread:       postprocess, type, restore the order -> rows
+    UnitWriter.commit  pool "commit": encode the part, create it -> Receipt
+
+The stream never drains between units: while one unit commits, the next computes and the one after
+is read. Batches never cross a unit's border.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from batchinfer.data import Chunk, EncodedChunk, HostBatch, OutputBatch, Receipt, Unit, UnitEnd
+from batchinfer.engine.device import DevicePipeline, overlap
+from batchinfer.engine.gather import Gatherer, windows_of
+from batchinfer.errors import unit_context
+from batchinfer.loader.batches import BatchPolicy
+from batchinfer.loader.prefetch import Bound, ordered_map, prefetch
+from batchinfer.loader.windows import WindowPolicy, batches_of
+
+if TYPE_CHECKING:
+    from batchinfer.engine.commit import UnitWriter
+    from batchinfer.engine.encode import Encoder
+    from batchinfer.protocols import Source
+
+_COMMITS_IN_FLIGHT = 2
+_CHUNK_BYTES = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """Everything that a batch meets on its way, put together once per worker."""
+
+    source: Source
+    columns: tuple[str, ...]
+    encode: Encoder
+    windows: WindowPolicy
+    batches: BatchPolicy
+    pipeline: DevicePipeline
+    gatherer: Gatherer
+    open_unit: Callable[[Unit], UnitWriter]
+    readers: int
+    chunk_rows: int
+    queue_bytes: int
+    depth: int
+
+
+def run_units(
+    units: Iterable[Unit], way: Way, *, on_batch: Callable[[OutputBatch], None], stop: threading.Event
+) -> Iterator[Receipt]:
+    """Run units in order and yield a receipt for each, once it is committed.
+
+    Any error ends the run, and nothing of an unfinished unit becomes visible. When `stop` is set,
+    what is being committed is finished and the rest is dropped.
+    """
+    with closing(_results(units, way)) as outputs, ThreadPoolExecutor(_COMMITS_IN_FLIGHT, "commit") as pool:
+        commits: deque[Future[Receipt]] = deque()
+        writer: UnitWriter | None = None
+        try:
+            for window, batches in windows_of(_until(outputs, stop, on_batch)):
+                unit = window.span.unit
+                writer = writer or way.open_unit(unit)
+                writer.write(way.gatherer.rows(window, batches), list(window.failed.values()))
+                if window.span.last:
+                    commits.append(pool.submit(_commit, writer, unit))
+                    writer = None
+                yield from _finished(commits, at_most=_COMMITS_IN_FLIGHT)
+            yield from _finished(commits, at_most=0)
+        finally:
+            # Whoever waits for the next unit must wake up, or closing the stages would wait for it.
+            stop.set()
+
+
+def _results(units: Iterable[Unit], way: Way) -> Any:
+    """Chain the stages up to the results; each runs ahead of the next, within its bounds."""
+    chunks = prefetch(read(units, way), bound=Bound(8, way.queue_bytes), size_of=_chunk_bytes, name="read")
+    encoded = prefetch(
+        ordered_map(way.encode, chunks, threads=way.readers, name="encode"),
+        bound=Bound(64, way.queue_bytes),
+        size_of=_encoded_bytes,
+        name="encode",
+    )
+    batches = prefetch(
+        batches_of(encoded, way.windows, way.batches),
+        bound=Bound(16, way.queue_bytes),
+        size_of=_batch_bytes,
+        name="batch",
+    )
+    return prefetch(
+        overlap(way.pipeline, batches, depth=way.depth),
+        bound=Bound(16, way.queue_bytes),
+        size_of=_output_bytes,
+        name="device",
+    )
+
+
+def read(units: Iterable[Unit], way: Way) -> Iterator[Chunk | UnitEnd]:
+    """Read units one after the other, each followed by its end."""
+    for unit in units:
+        with unit_context(unit):
+            yield from way.source.read(unit, columns=way.columns, batch_rows=_rows_per_chunk(unit, way))
+        yield UnitEnd(unit)
+
+
+def _rows_per_chunk(unit: Unit, way: Way) -> int:
+    """Keep a chunk near 32 MiB, by what the footer says of its rows. The same for every run."""
+    num_bytes = sum(block.num_bytes for block in unit.shard.blocks)
+    row_bytes = max(num_bytes // max(unit.shard.num_rows, 1), 1)
+    return max(1, min(way.chunk_rows, _CHUNK_BYTES // row_bytes))
+
+
+def _until(
+    outputs: Iterable[OutputBatch], stop: threading.Event, on_batch: Callable[[OutputBatch], None]
+) -> Iterator[OutputBatch]:
+    for output in outputs:
+        if stop.is_set():
+            return
+        if len(output.batch.rows):
+            on_batch(output)
+        yield output
+
+
+def _commit(writer: UnitWriter, unit: Unit) -> Receipt:
+    with unit_context(unit):
+        return writer.commit()
+
+
+def _finished(commits: deque[Future[Receipt]], *, at_most: int) -> Iterator[Receipt]:
+    """Yield the receipts of finished commits; wait while more than `at_most` are under way."""
+    while commits and (len(commits) > at_most or commits[0].done()):
+        yield commits.popleft().result()
+
+
+def _chunk_bytes(item: Chunk | UnitEnd) -> int:
+    return item.rows.nbytes if isinstance(item, Chunk) else 0
+
+
+def _encoded_bytes(item: EncodedChunk | UnitEnd) -> int:
+    return item.tensors.nbytes + item.carried.nbytes if isinstance(item, EncodedChunk) else 0
+
+
+def _batch_bytes(item: HostBatch) -> int:
+    return sum(column.nbytes for column in item.tensors.values())
+
+
+def _output_bytes(item: OutputBatch) -> int:
+    return sum(column.nbytes for column in item.tensors.values()) + _batch_bytes(item.batch)

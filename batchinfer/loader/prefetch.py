@@ -1,0 +1,129 @@
+"""Run an iterator ahead in a thread, bounded in items and in bytes; and map one over threads, in order."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """How far a stage may run ahead. One item is always admitted, however large it is."""
+
+    items: int
+    num_bytes: int
+
+
+class _Buffer(Generic[T]):
+    """A queue between two threads that knows how many bytes wait in it."""
+
+    def __init__(self, bound: Bound) -> None:
+        self._bound = bound
+        self._items: deque[tuple[T, int]] = deque()
+        self._bytes = 0
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+        self._ended = False
+        self._closed = False
+
+    def put(self, item: T, num_bytes: int) -> bool:
+        """Add an item, waiting for room. Returns False when nobody wants it any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._has_room(num_bytes))
+            if self._closed:
+                return False
+            self._items.append((item, num_bytes))
+            self._bytes += num_bytes
+            self._changed.notify_all()
+            return True
+
+    def end(self, error: BaseException | None) -> None:
+        """Say that nothing follows; an error is raised where the next item would have been."""
+        with self._changed:
+            self._error, self._ended = error, True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Say that nothing more is wanted."""
+        with self._changed:
+            self._closed = True
+            self._items.clear()
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._items or self._ended)
+                if not self._items:
+                    break
+                item, num_bytes = self._items.popleft()
+                self._bytes -= num_bytes
+                self._changed.notify_all()
+            yield item
+        if self._error is not None:
+            raise self._error
+
+    def _has_room(self, num_bytes: int) -> bool:
+        if not self._items:
+            return True
+        return len(self._items) < self._bound.items and self._bytes + num_bytes <= self._bound.num_bytes
+
+
+def prefetch(
+    items: Iterable[T], *, bound: Bound, size_of: Callable[[T], int], name: str
+) -> Generator[T, None, None]:
+    """Yield `items` in order while a thread produces the next ones.
+
+    An error in the thread is raised here, after the good items before it. Closing the generator
+    ends the thread, and closes `items` in it, before it returns.
+    """
+    buffer: _Buffer[T] = _Buffer(bound)
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            for item in items:
+                if not buffer.put(item, size_of(item)):
+                    break
+        except BaseException as raised:  # noqa: BLE001 - carried to the consumer, which raises it
+            error = raised
+        # Upstream ends before we say that we ended: a closed pipeline has no thread left.
+        if isinstance(items, Generator):
+            items.close()
+        buffer.end(error)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    try:
+        yield from buffer
+    finally:
+        buffer.close()
+        thread.join()
+
+
+def ordered_map(
+    function: Callable[[T], R], items: Iterable[T], *, threads: int, name: str
+) -> Generator[R, None, None]:
+    """Yield `function(item)` for each item, in order, computed by so many threads."""
+    pending: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix=name) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                # One more than the threads: the next item waits at their side, not at the reader's.
+                if len(pending) > threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+            if isinstance(items, Generator):
+                items.close()

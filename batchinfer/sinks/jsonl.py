@@ -1,0 +1,67 @@
+"""JSON Lines parts: one object per row, keys in column order, UTF-8."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from batchinfer.config.sections import OutputOptions
+from batchinfer.errors import DataError
+
+_ROWS_AT_ONCE = 4096
+
+
+class JsonlOptions(OutputOptions):
+    """Where results go, as JSON Lines."""
+
+    format: Literal["jsonl"] = "jsonl"
+
+
+class JsonlSink:
+    """Encodes parts as JSON Lines. Bytes become base64, dates ISO 8601, NaN and infinity null."""
+
+    Options = JsonlOptions
+    suffix = ".jsonl"
+
+    def __init__(self, options: JsonlOptions) -> None:
+        self._options = options
+
+    def encode(self, rows: pa.Table, metadata: Mapping[str, str]) -> pa.Buffer:  # noqa: ARG002 - JSON Lines has no footer
+        """Write one line per row."""
+        out = pa.BufferOutputStream()
+        for batch in rows.to_batches(max_chunksize=_ROWS_AT_ONCE):
+            lines = (
+                json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) for row in batch.to_pylist()
+            )
+            out.write("".join(line + "\n" for line in lines).encode())
+        return out.getvalue()
+
+    def count(self, data: bytes) -> tuple[int, int]:
+        """Count lines, and those with an `_error`."""
+        if data and not data.endswith(b"\n"):
+            raise DataError("not a complete JSON Lines file: the last line does not end")
+        lines = data.splitlines()
+        failed = (b'"_error": {' in line and json.loads(line).get("_error") is not None for line in lines)
+        return len(lines), sum(failed)
+
+
+def _plain(value: Any) -> Any:
+    """Turn a value into what JSON can hold."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int, bool)) else _dated(value)
+
+
+def _dated(value: Any) -> str:
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

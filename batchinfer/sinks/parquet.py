@@ -1,0 +1,73 @@
+"""Parquet parts: one file per unit, checksummed pages, the same bytes for the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchinfer.config.sections import Count, OutputOptions
+from batchinfer.errors import ContractError, DataError
+
+
+class ParquetOptions(OutputOptions):
+    """Where results go, as Parquet."""
+
+    format: Literal["parquet"] = "parquet"
+
+    compression: Literal["zstd", "snappy", "lz4", "gzip", "none"] = "zstd"
+    """Codec of the pages."""
+
+    row_group_rows: Count = 65_536
+    """Rows of a row group, at most."""
+
+
+class ParquetSink:
+    """Encodes parts as Parquet."""
+
+    Options = ParquetOptions
+    suffix = ".parquet"
+
+    def __init__(self, options: ParquetOptions) -> None:
+        self._options = options
+
+    def encode(self, rows: pa.Table, metadata: Mapping[str, str]) -> pa.Buffer:
+        """Write one table at once: writing it in pieces would give other row groups, other bytes."""
+        keyed = rows.replace_schema_metadata(dict(sorted(metadata.items())))
+        out = pa.BufferOutputStream()
+        try:
+            pq.write_table(
+                keyed.combine_chunks(),
+                out,
+                row_group_size=self._options.row_group_rows,
+                compression=self._options.compression,
+                # Dictionaries help repeated words; on floats they cost two thirds of the speed.
+                use_dictionary=_worded(rows.schema),
+                write_page_checksum=True,
+            )
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+            raise ContractError(f"Parquet cannot hold the output: {error}") from error
+        return out.getvalue()
+
+    def count(self, data: bytes) -> tuple[int, int]:
+        """Read the footer."""
+        try:
+            footer = pq.read_metadata(pa.BufferReader(data))
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"not a complete Parquet file: {error}") from error
+        keys = footer.metadata or {}
+        return footer.num_rows, int(keys.get(b"batchinfer.rows_error", b"0"))
+
+
+def _worded(schema: pa.Schema) -> list[str]:
+    """Name the columns for which a dictionary is worth trying."""
+    return [
+        field.name
+        for field in schema
+        if pa.types.is_string(field.type)
+        or pa.types.is_large_string(field.type)
+        or pa.types.is_integer(field.type)
+        or pa.types.is_boolean(field.type)
+    ]

@@ -1,0 +1,206 @@
+"""Arrow columns to tensors and back, without a Python object per row; and types as users write them.
+
+Copies: fixed-width columns without nulls go to NumPy and back as views of the same memory; booleans
+are unpacked, and ragged lists are padded, once.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchinfer.data import TensorSpec
+
+if TYPE_CHECKING:
+    from batchinfer.data import Column
+
+_PRIMITIVES: dict[str, pa.DataType] = {
+    "bool": pa.bool_(),
+    "int8": pa.int8(),
+    "int16": pa.int16(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "uint8": pa.uint8(),
+    "uint16": pa.uint16(),
+    "uint32": pa.uint32(),
+    "uint64": pa.uint64(),
+    "float16": pa.float16(),
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+    "string": pa.string(),
+    "binary": pa.binary(),
+    "date32": pa.date32(),
+}
+_TEMPORAL = {f"timestamp[{unit}]": pa.timestamp(unit) for unit in ("s", "ms", "us", "ns")}
+_BY_NAME = _PRIMITIVES | _TEMPORAL
+_NAME_OF = {type_: name for name, type_ in _BY_NAME.items()}
+NUMERIC = frozenset(name for name in _PRIMITIVES if name.startswith(("bool", "int", "uint", "float")))
+"""Dtype names that a tensor can have."""
+
+_FIXED = re.compile(r"^(.*)\[\s*([\d,\s]+)\]$")
+
+
+def parse_type(text: str) -> pa.DataType:
+    """Parse a type such as `float32[384]`, `list<string>` or `struct<label: string, score: float32>`.
+
+    Raises ValueError that says what can be written.
+    """
+    text = text.strip()
+    if text in _BY_NAME:
+        return _BY_NAME[text]
+    if fixed := _FIXED.match(text):
+        inner = parse_type(fixed.group(1))
+        for size in reversed(fixed.group(2).split(",")):
+            inner = pa.list_(inner, int(size))
+        return inner
+    if text.startswith("list<") and text.endswith(">"):
+        return pa.list_(parse_type(text[5:-1]))
+    if text.startswith("struct<") and text.endswith(">"):
+        fields = [part.split(":", 1) for part in _split(text[7:-1])]
+        if all(len(field) == 2 for field in fields):  # noqa: PLR2004 - name and type
+            return pa.struct([(name.strip(), parse_type(kind)) for name, kind in fields])
+    raise ValueError(
+        f"no such type: {text!r} (write float32, float32[384], int64, bool, string, list<string>, "
+        "struct<label: string, score: float32>, timestamp[us])"
+    )
+
+
+def format_type(type_: pa.DataType) -> str:
+    """Write a type the way `parse_type` reads it; other Arrow types by Arrow's own name."""
+    if type_ in _NAME_OF:
+        return _NAME_OF[type_]
+    if pa.types.is_fixed_size_list(type_):
+        sizes = []
+        while pa.types.is_fixed_size_list(type_):
+            sizes.append(str(type_.list_size))
+            type_ = type_.value_type
+        return f"{format_type(type_)}[{', '.join(sizes)}]"
+    if pa.types.is_list(type_) or pa.types.is_large_list(type_):
+        return f"list<{format_type(type_.value_type)}>"
+    if pa.types.is_struct(type_):
+        inside = ", ".join(f"{field.name}: {format_type(field.type)}" for field in type_)
+        return f"struct<{inside}>"
+    return str(type_)
+
+
+def spec_of(name: str, type_: pa.DataType) -> TensorSpec:
+    """Say which tensor a column becomes. Ragged lists have an axis of unknown size (None)."""
+    if isinstance(type_, pa.FixedShapeTensorType):
+        return TensorSpec(name, format_type(type_.value_type), (None, *type_.shape))
+    sizes: list[int | None] = [None]
+    inner = type_
+    while pa.types.is_fixed_size_list(inner):
+        sizes.append(inner.list_size)
+        inner = inner.value_type
+    if _is_ragged(inner):
+        return TensorSpec(name, format_type(inner.value_type), (None, None))
+    return TensorSpec(name, format_type(inner), tuple(sizes))
+
+
+def arrow_type(spec: TensorSpec) -> pa.DataType:
+    """Say which column a tensor becomes. A size that varies makes it a list of the rest."""
+    inner = parse_type("float32" if spec.dtype == "bfloat16" else spec.dtype)
+    for size in reversed(spec.shape[1:]):
+        inner = pa.list_(inner) if size is None else pa.list_(inner, size)
+    return inner
+
+
+def is_ragged(type_: pa.DataType) -> bool:
+    """Tell whether a column holds lists of numbers of varying length, which are padded in a batch."""
+    return _is_ragged(type_)
+
+
+def to_numpy(array: pa.Array) -> np.ndarray[Any, Any]:
+    """View a column without nulls as an ndarray of shape (rows, ...). Booleans are copied."""
+    shape: list[int] = [len(array)]
+    if isinstance(array.type, pa.FixedShapeTensorType):
+        shape += array.type.shape
+        array = array.storage.flatten()
+    while pa.types.is_fixed_size_list(array.type):
+        shape.append(array.type.list_size)
+        array = array.flatten()
+    values = array.to_numpy(zero_copy_only=not pa.types.is_boolean(array.type))
+    return np.asarray(values).reshape(shape)
+
+
+def lengths(array: pa.Array) -> np.ndarray[Any, Any]:
+    """Return the list lengths of a ragged column, int64 of shape (rows,)."""
+    sizes: np.ndarray[Any, Any] = np.diff(array.offsets.to_numpy()).astype(np.int64)
+    return sizes
+
+
+def pad(array: pa.Array, *, value: float = 0, width: int | None = None) -> np.ndarray[Any, Any]:
+    """Pad a ragged column on the right to its longest row (or `width`): shape (rows, width)."""
+    sizes = lengths(array)
+    width = max(int(sizes.max(initial=0)), 1) if width is None else width
+    flat = array.flatten().to_numpy(zero_copy_only=False)
+    if sizes.size and int(sizes.min()) == width:
+        return np.ascontiguousarray(flat.reshape(len(sizes), width))
+    padded = np.full((len(sizes), width), value, dtype=flat.dtype)
+    padded[np.arange(width) < sizes[:, None]] = flat
+    return padded
+
+
+def to_arrow(column: Column, type_: pa.DataType) -> pa.Array:
+    """Make a column of exactly this type. Raises ValueError or ArrowInvalid where values do not fit."""
+    if isinstance(column, (pa.Array, pa.ChunkedArray)):
+        whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        return whole if whole.type == type_ else whole.cast(type_)
+    values = np.asarray(column)
+    if not (pa.types.is_list(type_) or pa.types.is_fixed_size_list(type_)):
+        if values.ndim != 1:
+            raise ValueError(f"has shape {values.shape}, which is no {format_type(type_)} per row")
+        array = pa.array(np.ascontiguousarray(values))
+        return array if array.type == type_ else array.cast(type_)
+    if values.ndim < 2:  # noqa: PLR2004 - rows and at least one more axis
+        raise ValueError(f"has shape {values.shape}, which is no {format_type(type_)} per row")
+    return _nested(values.reshape(-1), values.shape, type_)
+
+
+def nulls(type_: pa.DataType, num_rows: int) -> pa.Array:
+    """Return a column of nulls that keeps its type."""
+    return pa.nulls(num_rows, type_)
+
+
+def _is_ragged(type_: pa.DataType) -> bool:
+    if not (pa.types.is_list(type_) or pa.types.is_large_list(type_)):
+        return False
+    return _NAME_OF.get(type_.value_type) in NUMERIC
+
+
+def _nested(flat: np.ndarray[Any, Any], shape: tuple[int, ...], type_: pa.DataType) -> pa.Array:
+    """Wrap flat values of a dense tensor in (fixed-size) lists, innermost first, without a copy."""
+    levels = []
+    inner = type_
+    for _ in shape[1:]:
+        levels.append(inner)
+        if not (pa.types.is_list(inner) or pa.types.is_fixed_size_list(inner)):
+            raise ValueError(f"has shape {shape}, which is no {format_type(type_)} per row")
+        inner = inner.value_type
+    array = pa.array(np.ascontiguousarray(flat))
+    array = array if array.type == inner else array.cast(inner)
+    for axis in range(len(levels) - 1, -1, -1):
+        size, level = shape[axis + 1], levels[axis]
+        if pa.types.is_fixed_size_list(level):
+            if level.list_size != size:
+                raise ValueError(f"has shape {shape}, which is no {format_type(type_)} per row")
+            array = pa.FixedSizeListArray.from_arrays(array, type=level)
+        else:
+            rows = int(np.prod(shape[: axis + 1]))
+            offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * size)
+            array = pa.ListArray.from_arrays(offsets, array, type=level)
+    return array
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas that are not inside brackets."""
+    parts, depth, start = [], 0, 0
+    for at, char in enumerate(text):
+        depth += (char in "<[") - (char in ">]")
+        if char == "," and depth == 0:
+            parts.append(text[start:at])
+            start = at + 1
+    return [*parts, text[start:]]
