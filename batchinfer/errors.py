@@ -63,6 +63,8 @@ class BatchinferError(Exception):
         self.message = message
         self.where = where
         self.hint = hint
+        self.details = ""
+        """A worker's traceback, where the error happened in one."""
 
     def __str__(self) -> str:
         """Return the message, the place and the way out, one to a line."""

@@ -62,6 +62,14 @@ class WorkerExited:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSaid:
+    """A line that a worker (a library in it, or the user's code) printed."""
+
+    worker: int
+    line: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Warned:
     """Something that a person should know and that does not stop the run. `code` is stable."""
 
@@ -79,5 +87,12 @@ class RunFinished:
 
 
 Event: TypeAlias = (
-    RunStarted | WorkerReady | BatchFinished | UnitCommitted | WorkerExited | Warned | RunFinished
+    RunStarted
+    | WorkerReady
+    | BatchFinished
+    | UnitCommitted
+    | WorkerExited
+    | WorkerSaid
+    | Warned
+    | RunFinished
 )

@@ -1,1 +1,25 @@
 """The job file: YAML in, one checked and frozen tree out, every problem at once."""
+
+from __future__ import annotations
+
+from batchinfer.config.fingerprint import Fingerprint, diff, fingerprint
+from batchinfer.config.hashing import content_sha256
+from batchinfer.config.job import Job, Step
+from batchinfer.config.json_schema import json_schema
+from batchinfer.config.load import load_job
+from batchinfer.config.resolve import Machine, batch_size, resolve, usable_cores
+
+__all__ = [
+    "Fingerprint",
+    "Job",
+    "Machine",
+    "Step",
+    "batch_size",
+    "content_sha256",
+    "diff",
+    "fingerprint",
+    "json_schema",
+    "load_job",
+    "resolve",
+    "usable_cores",
+]

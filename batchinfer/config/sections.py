@@ -5,6 +5,7 @@ A source, backend or sink extends its section with keys of its own (`csv` adds `
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from batchinfer.options import (
@@ -21,6 +22,51 @@ from batchinfer.options import (
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 StorageOptions = Annotated[dict[str, Any], Secret()]
+SecretText = Annotated[str, Secret()]
+NameText = Annotated[str, Field(min_length=1)]
+
+_JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_SHARE = re.compile(r"[0-9]+(\.[0-9]+)?%")
+_DEVICE = re.compile(r"cpu|cuda:[0-9]+")
+_URL = re.compile(r"https?://[^\s/]+(/\S*)?")
+
+
+def _share(value: object) -> object:
+    """Refuse text that is no share of rows."""
+    if isinstance(value, str) and (not _SHARE.fullmatch(value) or float(value[:-1]) > 100):
+        raise ValueError(f"must be a share from 0% to 100% such as '0.1%', got {value!r}")
+    return value
+
+
+def _once(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Refuse a name that is listed twice."""
+    twice = sorted({name for name in names or () if (names or ()).count(name) > 1})
+    if twice:
+        raise ValueError(f"names {', '.join(map(repr, twice))} more than once")
+    return names
+
+
+class JobHead(Options):
+    """What the job is called."""
+
+    job: str
+    """The job's name: letters, digits, `.`, `_` and `-`. It stands in logs, metrics and metadata."""
+
+    version: Literal[1] = 1
+    """Version of the job file's format."""
+
+    description: str | None = None
+    """A sentence for those who find the job later."""
+
+    labels: dict[str, str] = {}
+    """Labels of your own, such as `team: search`."""
+
+    @field_validator("job")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not _JOB_NAME.fullmatch(value):
+            raise ValueError("must be letters, digits, '.', '_' and '-', at most 63 of them")
+        return value
 
 
 class InputOptions(Options):
@@ -50,6 +96,9 @@ class InputOptions(Options):
     sample: str | None = None
     """Keep a stable share of the rows, such as `1%`: the same rows every time."""
 
+    _sample_share = field_validator("sample")(_share)
+    _columns_once = field_validator("columns")(_once)
+
 
 class ModelOptions(Options):
     """Which model runs, and how its inputs and outputs are named."""
@@ -66,7 +115,7 @@ class ModelOptions(Options):
     version: str | None = None
     """Your name for this model, recorded in the output's metadata."""
 
-    sha256: str | None = None
+    sha256: str | None = neutral(None)
     """Refuse the model unless its file has this sha256."""
 
     inputs: dict[str, str] = {}
@@ -78,7 +127,7 @@ class ModelOptions(Options):
     forbid_nan: bool = False
     """Refuse rows whose float inputs hold NaN or infinity."""
 
-    allow_unsafe_model: bool = False
+    allow_unsafe_model: bool = neutral(default=False)
     """Load model formats that can run code (pickles, .pt2, TorchScript). Only for files you trust."""
 
     @field_validator("sha256")
@@ -105,7 +154,7 @@ class BatchingOptions(Options):
 class OutputOptions(Options):
     """Where results go, and what they hold."""
 
-    path: JobPath
+    path: JobPath = neutral(...)
     """An empty folder, or one that this very job has begun."""
 
     format: str = "parquet"
@@ -127,8 +176,10 @@ class OutputOptions(Options):
     meta: tuple[Literal["_source", "_row", "_model_version", "_run"], ...] = ()
     """Provenance columns to add: source file, row in it, model version, run id."""
 
-    commit: Literal["conditional", "deterministic", "single-writer"] = "conditional"
+    commit: Literal["conditional", "deterministic", "single-writer"] = neutral("conditional")
     """How a unit becomes visible. The other two are for stores without conditional writes."""
+
+    _names_once = field_validator("carry", "partition_by", "meta")(_once)
 
 
 class CheckpointOptions(Options):
@@ -147,6 +198,8 @@ class ErrorsOptions(Options):
 
     max: str | Annotated[int, Field(ge=0)] = neutral("0.1%")
     """Failed rows above which the run ends with exit code 3: a share (`0.1%`) or a count."""
+
+    _max_share = field_validator("max")(_share)
 
 
 class ComputeOptions(Options):
@@ -167,28 +220,46 @@ class ComputeOptions(Options):
     queue_bytes: Count = neutral(256 * 1024 * 1024)
     """Bytes of decoded rows that wait between two stages of a worker, at most."""
 
+    @field_validator("devices")
+    @classmethod
+    def _known_devices(cls, value: str | int | tuple[str, ...]) -> str | int | tuple[str, ...]:
+        if isinstance(value, tuple):
+            wrong = [name for name in value if not _DEVICE.fullmatch(name)]
+            if wrong or not value:
+                named = f", got {wrong[0]!r}" if wrong else ""
+                raise ValueError(f"must list 'cpu' or devices such as 'cuda:0'{named}")
+            _once(value)
+        return value
+
 
 class PushgatewayOptions(Options):
     """Where metrics are pushed."""
 
-    url: str
-    """The gateway, such as http://pushgateway:9091."""
+    url: SecretText = neutral(..., repr=False)
+    """The gateway, such as http://pushgateway:9091; one with a password comes from `${env:NAME}`."""
 
-    every: Seconds = 15.0
+    every: Seconds = neutral(15.0)
     """Seconds between two pushes."""
 
-    instance: str | None = None
+    instance: SecretText | None = neutral(None, repr=False)
     """The `instance` of the grouping key; by default the host name."""
 
-    timeout: Seconds = 5.0
+    timeout: Seconds = neutral(5.0)
     """Seconds after which a push is given up."""
+
+    @field_validator("url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if not _URL.fullmatch(value):
+            raise ValueError("must be an http:// or https:// URL")
+        return value
 
 
 class ObserveOptions(Options):
     """How the run shows itself. Changes nothing in the output."""
 
-    interval: Seconds = 30.0
+    interval: Seconds = neutral(30.0)
     """Seconds between two progress lines where the output is no terminal."""
 
-    pushgateway: PushgatewayOptions | None = None
+    pushgateway: PushgatewayOptions | None = neutral(None)
     """Push metrics to a Prometheus Pushgateway."""

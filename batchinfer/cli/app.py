@@ -1,0 +1,52 @@
+"""The verbs, in the order in which a person meets them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from batchinfer.cli import doctor, init, plan, preview, run, schema, status, validate, verify
+from batchinfer.cli.failures import exit_code_of, show_failure
+
+app = typer.Typer(
+    name="batchinfer",
+    help="Run a model over every row of a dataset: one YAML file, exactly-once output, no cluster.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    epilog="Begin with: batchinfer init MODEL DATA > job.yaml, then batchinfer run job.yaml",
+)
+
+
+def _version(value: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if value:
+        typer.echo(f"batchinfer {importlib.metadata.version('batchinfer-pipeline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+for _verb in (init, validate, plan, preview, run, status, verify, schema, doctor):
+    app.command(name=_verb.NAME)(_verb.command)
+
+
+def run_app() -> NoReturn:
+    """Run the command line; every error becomes a message and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except BaseException as error:  # noqa: BLE001 - the outermost boundary
+        show_failure(error)
+        sys.exit(exit_code_of(error))
+    sys.exit(0)

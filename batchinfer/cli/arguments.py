@@ -1,0 +1,62 @@
+"""What the verbs share: the job argument and its overrides."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from batchinfer.errors import UsageError
+
+if TYPE_CHECKING:
+    from batchinfer.config import Job, Machine
+
+JobFile = Annotated[str, typer.Argument(metavar="JOB", help="The job file; `-` reads it from stdin.")]
+Params = Annotated[
+    list[str] | None,
+    typer.Option("--param", "-p", metavar="NAME=VALUE", help="Set a parameter of the job. Repeatable."),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="Override a key, such as batching.size=32. Repeatable."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="The output folder of a job, or its job file.")]
+
+
+def load(job: str, params: list[str] | None, sets: list[str] | None) -> Job:
+    """Load a job file with its overrides. Raises JobFileError, UsageError."""
+    from batchinfer.config import load_job
+
+    pairs = {}
+    for pair in params or []:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--param {pair!r} has no value", hint="write --param NAME=VALUE")
+        pairs[name] = value
+    return load_job(job, params=pairs, overrides=sets or [])
+
+
+def this_machine() -> Machine:
+    """Return what this machine has."""
+    from batchinfer.config import Machine, usable_cores
+    from batchinfer.hardware import gpus
+
+    return Machine(cores=usable_cores(), gpus=tuple(gpu.name for gpu in gpus()))
+
+
+def output_of(target: str) -> tuple[str, dict[str, object]]:
+    """Return the output folder and storage options that a folder, URL or job file stands for."""
+    if target.endswith((".yaml", ".yml")) or target == "-":
+        job = load(target, None, None)
+        return job.output.path, dict(job.output.storage_options)
+    return (target if "://" in target else os.path.abspath(target)), {}  # noqa: PTH100 - may be no file
+
+
+def interactive() -> bool:
+    """Tell whether a person watches: stderr is a terminal that can redraw."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"

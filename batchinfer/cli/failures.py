@@ -1,0 +1,56 @@
+"""Errors to messages and exit codes: what a person reads, what a scheduler reads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+
+import click
+import typer
+
+from batchinfer.errors import BatchinferError, ExitCode
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code for whatever ended the command."""
+    if isinstance(error, BatchinferError):
+        return error.exit_code
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        return ExitCode.USAGE
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else ExitCode.CRASH
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return 130
+    return ExitCode.CRASH
+
+
+def show_failure(error: BaseException) -> None:
+    """Print what happened, where, and the way out, to stderr."""
+    if isinstance(error, (typer.Exit, SystemExit)):
+        return
+    if isinstance(error, click.ClickException):
+        error.show()
+    elif isinstance(error, BatchinferError):
+        _say(f"{_red('error')}[{error.kind}]: {error}")
+        if error.details and os.environ.get("BATCHINFER_DEBUG"):
+            _say(error.details)
+    elif isinstance(error, (KeyboardInterrupt, click.Abort)):
+        _say("interrupted")
+    else:
+        _say("".join(traceback.format_exception(error)))
+        _say(f"{_red('error')}[bug]: this should not happen; please report it with the lines above")
+
+
+def _red(text: str) -> str:
+    plain = not sys.stderr.isatty() or "NO_COLOR" in os.environ
+    return text if plain else f"\x1b[1;31m{text}\x1b[0m"
+
+
+def _say(text: str) -> None:
+    # Where stderr is closed or full, the exit code still tells.
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the place that prints

@@ -1,0 +1,50 @@
+"""`batchinfer run JOB`: run what is not committed; the same command resumes."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from typing import Annotated
+
+import typer
+
+from batchinfer.cli.arguments import JobFile, Params, Sets, interactive, load, this_machine
+from batchinfer.errors import ExitCode
+
+NAME = "run"
+
+
+class LogFormat(enum.StrEnum):
+    """How progress is written where no person watches."""
+
+    text = "text"
+    json = "json"
+
+
+def command(
+    job: JobFile,
+    *,
+    param: Params = None,
+    set_: Sets = None,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="Progress lines where the output is no terminal.")
+    ] = LogFormat.text,
+    exit_empty: Annotated[
+        int, typer.Option(metavar="CODE", help="Exit code when nothing was left to do (0 or 99).")
+    ] = 0,
+) -> None:
+    """Run a job. Run the same command again to resume: committed units are never done twice."""
+    from batchinfer.runner.job import run
+    from batchinfer.telemetry import make_observers
+
+    loaded = load(job, param, set_)
+    observers = make_observers(
+        loaded.observe,
+        job=loaded.name,
+        interactive=interactive(),
+        log_format=log_format.value,
+        stream=sys.stderr,
+    )
+    report = run(loaded, this_machine(), observers)
+    if report.units_reused == report.units_total and exit_empty:
+        raise typer.Exit(ExitCode.EMPTY)

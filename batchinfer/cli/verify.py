@@ -1,0 +1,38 @@
+"""`batchinfer verify OUTPUT`: is the output what its manifest says?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from batchinfer.cli.arguments import Output, output_of
+from batchinfer.errors import DataError
+
+NAME = "verify"
+_SHOWN = 20
+
+
+def command(
+    output: Output,
+    *,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every part: checksums and row counts.")] = False,
+) -> None:
+    """Compare an output with its manifest: nothing missing, nothing changed, nothing that is not ours."""
+    from batchinfer.runner.inspection import verify_output
+
+    root, options = output_of(output)
+    verdict = verify_output(root, options, deep=deep)
+    if verdict.problems:
+        shown = "\n".join(f"  {problem}" for problem in verdict.problems[:_SHOWN])
+        more = f"\n  and {len(verdict.problems) - _SHOWN} more" if len(verdict.problems) > _SHOWN else ""
+        raise DataError(
+            f"the output is not what its manifest says:\n{shown}{more}",
+            where=root,
+            hint="delete a damaged or missing part's file and run the job again: it is computed anew",
+        )
+    how = "every byte" if deep else "names and sizes"
+    typer.echo(
+        f"verified {how}: {verdict.num_parts:,} parts, {verdict.num_rows:,} rows, "
+        f"{verdict.num_errors:,} of them failed rows"
+    )

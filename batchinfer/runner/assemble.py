@@ -1,0 +1,101 @@
+"""Put a worker's parts together: source, steps, model, sink; checked against each other."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from batchinfer import registry
+from batchinfer.config import Job, batch_size
+from batchinfer.engine.commit import OutputLayout, UnitWriter
+from batchinfer.engine.contract import Contract, check_contract
+from batchinfer.engine.device import open_pipeline
+from batchinfer.engine.encode import Encoder
+from batchinfer.engine.gather import Gatherer
+from batchinfer.engine.unit import Way
+from batchinfer.loader.batches import BatchPolicy
+from batchinfer.loader.windows import WindowPolicy
+from batchinfer.storage import open_store
+
+if TYPE_CHECKING:
+    from batchinfer.data import Unit
+    from batchinfer.protocols import Backend
+    from batchinfer.runner.messages import Start
+
+_WINDOW_BYTES = 64 * 1024 * 1024
+_ENCODE_BYTES = 16 * 1024 * 1024
+_MAX_CHUNK_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A worker, ready to run; without a `way` where it is only to check, or without a `contract` to describe."""
+
+    backend: Backend
+    contract: Contract | None
+    way: Way | None
+    settings: dict[str, str]
+
+
+@contextmanager
+def assemble(start: Start) -> Iterator[Assembly]:
+    """Build and load everything that a job names; close the model at the end.
+
+    Raises ContractError where the parts do not fit, and what loading the model raises.
+    """
+    job = Job.from_message(start.job)
+    # User code is found beside the job file.
+    sys.path.insert(0, job.root)
+    steps = [registry.load("preprocessors", step.name)(step.options) for step in job.preprocess]
+    posts = [registry.load("postprocessors", step.name)(step.options) for step in job.postprocess]
+    backend: Backend = registry.load("backends", job.model.backend)(job.model)
+    schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(start.schema)))
+    try:
+        backend.load(start.device, threads=start.threads)
+        if start.purpose == "describe":
+            yield Assembly(backend, None, None, {})
+            return
+        contract = check_contract(job, schema, steps, backend, posts)
+        by, size = batch_size(job, start.device, ragged=contract.ragged)
+        settings = {"batching.by": by, "batching.size": str(size), "device": start.device}
+        if start.purpose == "check":
+            yield Assembly(backend, contract, None, settings)
+            return
+        sink = registry.load("sinks", job.output.format)(job.output)
+        store = open_store(job.output.path, job.output.storage_options)
+        layout = OutputLayout(**{**start.layout, "partition_by": tuple(start.layout["partition_by"])})
+
+        def open_unit(unit: Unit) -> UnitWriter:
+            return UnitWriter(unit, layout=layout, sink=sink, store=store, metadata=start.metadata)
+
+        way = Way(
+            source=registry.load("sources", job.input.format)(job.input),
+            columns=contract.read_columns,
+            encode=Encoder(job, contract, steps, run=start.run),
+            windows=_window_policy(job, contract, size=size),
+            batches=BatchPolicy(size=size, by_tokens=by == "tokens", bindings=contract.bindings),
+            pipeline=open_pipeline(backend, start.device),
+            gatherer=Gatherer(contract, [step.name for step in job.postprocess], posts),
+            open_unit=open_unit,
+            readers=int(job.compute.readers),
+            chunk_rows=max(1, min(_MAX_CHUNK_ROWS, _ENCODE_BYTES // contract.row_bytes)),
+            queue_bytes=job.compute.queue_bytes,
+            depth=2 if start.device.startswith("cuda") else 0,
+        )
+        yield Assembly(backend, contract, way, settings)
+    finally:
+        backend.close()
+
+
+def _window_policy(job: Job, contract: Contract, *, size: int) -> WindowPolicy:
+    """Bound a window in rows and bytes; for dense rows, at a whole number of batches."""
+    if contract.ragged:
+        return WindowPolicy(job.batching.window_rows, 2 * _WINDOW_BYTES)
+    rows = min(job.batching.window_rows, _WINDOW_BYTES // contract.row_bytes)
+    return WindowPolicy(max(rows // size, 1) * size, sys.maxsize)

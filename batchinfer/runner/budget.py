@@ -1,0 +1,52 @@
+"""How many rows may fail: judged as the run goes, and over the whole output at its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batchinfer.errors import BudgetExceeded
+
+if TYPE_CHECKING:
+    from batchinfer.config import Job
+    from batchinfer.data import Receipt, RowError
+
+_MIN_ROWS_TO_JUDGE = 1_000
+_MAX_SAMPLES = 10
+
+
+class Budget:
+    """`errors.max` and `errors.on_error`, judged as the run goes and at its end."""
+
+    def __init__(self, job: Job) -> None:
+        self._fail = job.errors.on_error == "fail"
+        self._max = job.errors.max
+        self._rows = self._failed = 0
+        self._first = ""
+        self.samples: tuple[RowError, ...] = ()
+        """The first few failed rows of this run."""
+
+    def add(self, receipt: Receipt) -> None:
+        """Count a unit. Raises BudgetExceeded where the run cannot end well any more."""
+        self._rows += receipt.rows_read
+        self._failed += receipt.rows_error
+        self.samples = (*self.samples, *receipt.errors)[:_MAX_SAMPLES]
+        if receipt.errors and not self._first:
+            first = receipt.errors[0]
+            self._first = f"{first.source} row {first.row}, {first.stage}: {first.message}"
+        if self._fail and self._failed:
+            raise BudgetExceeded("a row failed, and errors.on_error is fail", where=self._first)
+        if isinstance(self._max, int) or self._rows >= _MIN_ROWS_TO_JUDGE:
+            self.judge(rows=self._rows, failed=self._failed)
+
+    def judge(self, *, rows: int, failed: int) -> None:
+        """Raise BudgetExceeded if so many failed rows of so many are too many."""
+        if isinstance(self._max, int):
+            allowed: float = self._max
+        else:
+            allowed = float(self._max.rstrip("%")) / 100 * rows
+        if failed > allowed:
+            raise BudgetExceeded(
+                f"{failed} of {rows} rows failed, more than errors.max ({self._max}) allows",
+                where=self._first,
+                hint="everything committed is kept; look at the `_error` column, or raise errors.max",
+            )

@@ -1,0 +1,57 @@
+"""Check a job against its model without running it: a worker loads the model, says what it found, ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from batchinfer.errors import BatchinferError
+from batchinfer.runner.messages import Failed, Ready, Start
+from batchinfer.runner.process import LineTail, ProcessWorker
+from batchinfer.runner.supervisor import died_of, rebuild
+
+if TYPE_CHECKING:
+    from batchinfer.config import Job
+
+_START_S = 300.0
+
+
+def check_model(
+    job: Job, *, schema: str, device: str, threads: int, purpose: Literal["check", "describe"] = "check"
+) -> Ready:
+    """Load the job's model in a process of its own and check every seam of the job; or only load it.
+
+    Raises ContractError where the parts do not fit, DeviceError or DataError where the model does
+    not load.
+    """
+    start = Start(
+        job=job.to_message(),
+        schema=schema,
+        run="check",
+        worker=0,
+        device=device,
+        threads=threads,
+        layout={},
+        metadata={},
+        purpose=purpose,
+    )
+    worker = ProcessWorker(environment={})
+    tail = LineTail()
+    answer: Ready | Failed | None = None
+    try:
+        worker.channel.send(start)
+        while (messages := worker.channel.receive()) is not None:
+            for message in messages:
+                if isinstance(message, (Ready, Failed)):
+                    answer = message
+        code = worker.exit_code(_START_S)
+    finally:
+        worker.kill()
+        worker.exit_code(_START_S)
+        worker.drain(tail)
+        worker.close()
+    if isinstance(answer, Failed):
+        raise rebuild(answer)
+    if answer is None:
+        said = "\n".join(f"    {line}" for line in list(tail.lines)[-8:])
+        raise BatchinferError(f"loading the model ended the process ({died_of(code or 0)})\n{said}")
+    return answer

@@ -1,0 +1,67 @@
+"""Which units are committed: read from one listing of the output, from nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from batchinfer.data import Entry, PartFile
+from batchinfer.errors import DataError
+
+if TYPE_CHECKING:
+    from batchinfer.engine.commit import OutputLayout
+    from batchinfer.storage import Store
+
+_PART = re.compile(r"part-(\d{5,})-of-(\d{5,})-([0-9a-f]{8})\.\w+")
+_RECORD = re.compile(r"_batchinfer/([0-9a-f]{8})/units/(\d{5,})\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What an output holds of one plan.
+
+    `committed` are the units that are done. `parts` are the plan's files that are there, by name
+    relative to the root. `aliens` are other visible files, which no plan of ours accounts for.
+    """
+
+    committed: frozenset[int]
+    parts: dict[str, Entry]
+    aliens: tuple[str, ...]
+
+
+def read_ledger(store: Store, layout: OutputLayout) -> Ledger:
+    """List the output once."""
+    return ledger_of(store.entries(layout.root), layout)
+
+
+def ledger_of(entries: Sequence[Entry], layout: OutputLayout) -> Ledger:
+    """Sort a listing of the output into the plan's parts, its commits, and what is neither."""
+    committed, parts, aliens = set(), {}, []
+    base = layout.root.rstrip("/") + "/"
+    for entry in entries:
+        name = entry.uri.removeprefix(base)
+        if record := _RECORD.fullmatch(name):
+            if layout.records and record[1] == layout.plan8:
+                committed.add(int(record[2]))
+        elif any(segment.startswith(("_", ".")) for segment in name.split("/")):
+            continue
+        elif (part := _PART.fullmatch(name.rpartition("/")[2])) and part[3] == layout.plan8:
+            parts[name] = entry
+            if not layout.records:
+                committed.add(int(part[1]))
+        else:
+            aliens.append(name)
+    return Ledger(frozenset(committed), parts, tuple(sorted(aliens)))
+
+
+def recorded_parts(store: Store, layout: OutputLayout, unit: int) -> tuple[PartFile, ...]:
+    """Read the record of a unit that has several files. Raises DataError for a damaged one."""
+    uri = layout.uri(layout.record_name(unit))
+    try:
+        record = json.loads(store.read(uri))
+        return tuple(PartFile(**part) for part in record["parts"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError("the unit's record is damaged", where=uri) from error

@@ -1,0 +1,165 @@
+"""What parent and worker say to each other: JSON in frames of length and checksum, over two pipes.
+
+A worker that dies in the middle of a frame, or writes into its pipe by accident, is noticed as such
+instead of being misread. No pickles cross the border.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field, TypeAdapter
+
+from batchinfer.data import Receipt, TensorSpec, Unit
+from batchinfer.errors import BatchinferError
+
+_HEADER = struct.Struct(">II")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Parent to worker, once: the job, the plan's frame, and the worker's place on this machine.
+
+    To `check` is to load the model and try the contract, to `describe` only to load the model.
+    """
+
+    job: dict[str, Any]
+    schema: str
+    run: str
+    worker: int
+    device: str
+    threads: int
+    layout: dict[str, Any]
+    metadata: dict[str, str]
+    purpose: Literal["run", "check", "describe"] = "run"
+    kind: Literal["start"] = "start"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assign:
+    """Parent to worker: do this unit after those before it."""
+
+    unit: Unit
+    kind: Literal["assign"] = "assign"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Parent to worker: finish (`drain`) what was assigned, or drop what is not yet being committed."""
+
+    drain: bool
+    kind: Literal["stop"] = "stop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """Worker to parent: the model is loaded and the job's parts fit each other."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    output_schema: str | None
+    settings: dict[str, str]
+    load_s: float
+    kind: Literal["ready"] = "ready"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchNote:
+    """One forward pass, as it travels."""
+
+    rows: int
+    compute_s: float
+    real_tokens: int
+    padded_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batches:
+    """Worker to parent: the forward passes since the last such message."""
+
+    notes: tuple[BatchNote, ...]
+    kind: Literal["batches"] = "batches"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """Worker to parent: a unit is committed."""
+
+    receipt: Receipt
+    kind: Literal["done"] = "done"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """Worker to parent: an error that ends the worker; `exit_code` names its class."""
+
+    exit_code: int
+    message: str
+    where: str | None
+    hint: str | None
+    details: str
+    kind: Literal["failed"] = "failed"
+
+
+Message: TypeAlias = Start | Assign | Stop | Ready | Batches | Done | Failed
+
+_CODEC: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+
+
+class BrokenChannel(BatchinferError):
+    """The other side sent something that is no frame."""
+
+
+class Decoder:
+    """Takes bytes as they come and gives messages as they are complete."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Yield the messages that `data` completes. Raises BrokenChannel for a torn frame."""
+        self._bytes += data
+        while len(self._bytes) >= _HEADER.size:
+            size, checksum = _HEADER.unpack_from(self._bytes)
+            if len(self._bytes) < _HEADER.size + size:
+                return
+            body = bytes(self._bytes[_HEADER.size : _HEADER.size + size])
+            if zlib.crc32(body) != checksum:
+                raise BrokenChannel("a message between parent and worker is damaged")
+            del self._bytes[: _HEADER.size + size]
+            yield _CODEC.validate_json(body)
+
+
+class Channel:
+    """One end of a pipe pair. Sending is safe from several threads."""
+
+    def __init__(self, read_fd: int, write_fd: int) -> None:
+        self.read_fd = read_fd
+        self._write_fd = write_fd
+        self._decoder = Decoder()
+        self._lock = threading.Lock()
+
+    def send(self, message: Message) -> None:
+        """Send one message. Raises BrokenPipeError when the other side is gone."""
+        body = _CODEC.dump_json(message)
+        frame = _HEADER.pack(len(body), zlib.crc32(body)) + body
+        with self._lock:
+            view = memoryview(frame)
+            while view:
+                view = view[os.write(self._write_fd, view) :]
+
+    def receive(self) -> list[Message] | None:
+        """Wait for bytes and return the messages they complete; None at the end of the pipe."""
+        data = os.read(self.read_fd, 1 << 16)
+        return list(self._decoder.feed(data)) if data else None
+
+    def close(self) -> None:
+        """Close both directions."""
+        for fd in (self.read_fd, self._write_fd):
+            os.close(fd)

@@ -1,0 +1,186 @@
+"""The plan: which units there are. A pure function of the job, the listing and the footers."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from pydantic import TypeAdapter
+
+from batchinfer.data import Entry, Shard, Unit
+from batchinfer.engine.commit import FORMAT_VERSION, OutputLayout
+from batchinfer.errors import DataError
+
+if TYPE_CHECKING:
+    from batchinfer.config import Fingerprint, Job
+    from batchinfer.protocols import Source
+
+_UNIT_ROWS = 65_536
+_UNIT_BYTES = 128 * 1024 * 1024
+_FOOTERS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that a run has to agree on, as it is stored beside the output.
+
+    `units` are (shard index, start, stop) in order. `inputs` are (key, size, version) of the
+    listing; `fingerprint` and `parts` say what the output depends on besides.
+    """
+
+    format: int
+    job: str
+    fingerprint: str
+    parts: dict[str, Any]
+    inputs: tuple[tuple[str, int, str], ...]
+    schema: str
+    shards: tuple[Shard, ...]
+    units: tuple[tuple[int, int, int], ...]
+    records: bool
+    suffix: str
+    partition_by: tuple[str, ...]
+
+    @property
+    def plan8(self) -> str:
+        """Return the eight hex digits that stand in every part's name."""
+        return hashlib.sha256(self.to_json()).hexdigest()[:8]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows planned, before `where` and `sample`."""
+        return sum(stop - start for _, start, stop in self.units)
+
+    def unit(self, index: int) -> Unit:
+        """Return one unit."""
+        shard, start, stop = self.units[index]
+        return Unit(index=index, shard=self.shards[shard], start=start, stop=stop)
+
+    def arrow_schema(self) -> pa.Schema:
+        """Return the input's schema, partition columns included."""
+        return pa.ipc.read_schema(pa.BufferReader(base64.b64decode(self.schema)))
+
+    def layout(self, root: str) -> OutputLayout:
+        """Say where this plan's parts go."""
+        return OutputLayout(
+            root=root,
+            plan8=self.plan8,
+            num_units=len(self.units),
+            suffix=self.suffix,
+            partition_by=self.partition_by,
+            records=self.records,
+        )
+
+    def to_json(self) -> bytes:
+        """Return the canonical text, whose sha256 is the plan's identity."""
+        plain = _PLAN.dump_python(self, mode="json")
+        return json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
+
+    @staticmethod
+    def from_json(data: bytes, *, where: str) -> Plan:
+        """Read a stored plan. Raises DataError for a damaged one or one of a newer release."""
+        try:
+            plain = json.loads(data)
+            found = plain["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"the stored plan is damaged: {error}", where=where) from error
+        if found != FORMAT_VERSION:
+            raise DataError(
+                f"the stored plan has format {found}, this release reads {FORMAT_VERSION}",
+                where=where,
+                hint="run it with the release that began it",
+            )
+        try:
+            return _PLAN.validate_json(data)
+        except ValueError as error:
+            raise DataError("the stored plan is damaged", where=where) from error
+
+
+_PLAN: TypeAdapter[Plan] = TypeAdapter(Plan)
+
+
+def make_plan(
+    job: Job, source: Source, entries: Sequence[Entry], fingerprint: Fingerprint, *, suffix: str
+) -> Plan:
+    """Read the footers and cut the input into units. Raises DataError for shards that do not fit."""
+    inspected = _inspect(source, entries)
+    shards = [shard for shard, _ in inspected]
+    schema = source.unify([(shard, schema) for shard, schema in inspected], wanted=None)
+    units = [unit for shard in shards for unit in _cut(job, shard)]
+    if job.input.limit is not None:
+        units = source.limit(shards, units, job.input.limit)
+    constant = {name for shard in shards for name in shard.partition}
+    return Plan(
+        format=FORMAT_VERSION,
+        job=job.name,
+        fingerprint=fingerprint.digest,
+        parts=dict(fingerprint.parts),
+        inputs=listing(entries),
+        schema=base64.b64encode(schema.serialize().to_pybytes()).decode(),
+        shards=tuple(shards),
+        units=tuple(units),
+        records=not set(job.output.partition_by) <= constant,
+        suffix=suffix,
+        partition_by=job.output.partition_by,
+    )
+
+
+def listing(entries: Sequence[Entry]) -> tuple[tuple[str, int, str], ...]:
+    """Return what identifies the input without opening it."""
+    return tuple((entry.uri, entry.size_bytes, entry.version) for entry in entries)
+
+
+def diff_inputs(planned: Sequence[tuple[str, int, str]], found: Sequence[tuple[str, int, str]]) -> list[str]:
+    """Say how a listing differs from the planned one, in a few lines."""
+    old = {uri: (size, version) for uri, size, version in planned}
+    new = {uri: (size, version) for uri, size, version in found}
+    added = sorted(new.keys() - old.keys())
+    gone = sorted(old.keys() - new.keys())
+    changed = sorted(uri for uri in old.keys() & new.keys() if old[uri] != new[uri])
+    lines = []
+    for what, uris in (("added", added), ("gone", gone), ("changed", changed)):
+        if uris:
+            more = f" and {len(uris) - 1} more" if len(uris) > 1 else ""
+            lines.append(f"input: {len(uris)} of {len(old)} files {what}: {uris[0]}{more}")
+    return lines
+
+
+def _inspect(source: Source, entries: Sequence[Entry]) -> list[tuple[Shard, pa.Schema]]:
+    """Read all footers, several at once, in order."""
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        return list(pool.map(lambda at: source.inspect(entries[at], index=at), range(len(entries))))
+
+
+def _cut(job: Job, shard: Shard) -> list[tuple[int, int, int]]:
+    """Cut a shard into units: whole blocks up to the target; a block above it, into row ranges.
+
+    A shard without rows is one empty unit, so that its part exists and says so.
+    """
+    target = _target_rows(job, shard)
+    units: list[tuple[int, int, int]] = []
+    start = at = 0
+    for block in shard.blocks:
+        if at > start and at + block.num_rows - start > target:
+            units.append((shard.index, start, at))
+            start = at
+        at += block.num_rows
+        while at - start > target:
+            units.append((shard.index, start, start + target))
+            start += target
+    if at > start or not units:
+        units.append((shard.index, start, at))
+    return units
+
+
+def _target_rows(job: Job, shard: Shard) -> int:
+    """Return the rows of a unit: as the job says, or near 128 MiB of input and at most 65,536."""
+    if isinstance(job.checkpoint.unit_rows, int):
+        return job.checkpoint.unit_rows
+    num_bytes = sum(block.num_bytes for block in shard.blocks)
+    row_bytes = max(num_bytes // max(shard.num_rows, 1), 1)
+    return max(1, min(_UNIT_ROWS, _UNIT_BYTES // row_bytes))

@@ -1,0 +1,148 @@
+"""A worker as the parent sees it: a process, its pipes, what it was given and what it last said."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from batchinfer.runner.messages import Channel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_LINES_KEPT = 40
+
+
+class Worker(Protocol):
+    """Where a worker runs. `output_fd` gives what it prints, or is None."""
+
+    channel: Channel
+    output_fd: int | None
+    pid: int
+
+    def exit_code(self, timeout: float) -> int | None:
+        """Wait for the end, at most so long; None while it runs. Negative: killed by that signal."""
+        ...
+
+    def drain(self, tail: LineTail) -> list[str]:
+        """Read the last words of a worker that is gone."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+    def close(self) -> None:
+        """Free its pipes."""
+        ...
+
+
+class ProcessWorker:
+    """A worker in a process of its own: spawned, never forked."""
+
+    def __init__(self, *, environment: Mapping[str, str]) -> None:
+        down_read, down_write = os.pipe()
+        up_read, up_write = os.pipe()
+        output_read, output_write = os.pipe()
+        command = [sys.executable, "-m", "batchinfer.runner.worker"]
+        self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [*command, str(down_read), str(up_write), str(os.getpid())],
+            pass_fds=(down_read, up_write),
+            stdin=subprocess.DEVNULL,
+            stdout=output_write,
+            stderr=output_write,
+            env={**os.environ, **environment},
+        )
+        # The child's ends must close here, or its death would not end our reads.
+        for fd in (down_read, up_write, output_write):
+            os.close(fd)
+        self.channel = Channel(up_read, down_write)
+        self.output_fd: int | None = output_read
+        self.pid = self._process.pid
+
+    def exit_code(self, timeout: float) -> int | None:
+        """Wait for the end of the process, at most so long."""
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def drain(self, tail: LineTail) -> list[str]:
+        """Read what is left in the pipe, without waiting: a grandchild may still hold it open."""
+        lines: list[str] = []
+        if self.output_fd is not None:
+            os.set_blocking(self.output_fd, False)
+            with contextlib.suppress(BlockingIOError):
+                while data := os.read(self.output_fd, 1 << 16):
+                    lines += tail.feed(data)
+        return lines
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Close the pipes."""
+        self.channel.close()
+        if self.output_fd is not None:
+            os.close(self.output_fd)
+
+
+class InlineWorker:
+    """A worker in a thread of this process, for memory:// stores, which no other process can see."""
+
+    def __init__(self) -> None:
+        from batchinfer.runner.worker import serve
+
+        down_read, down_write = os.pipe()
+        up_read, up_write = os.pipe()
+        self.channel = Channel(up_read, down_write)
+        self.output_fd: int | None = None
+        self.pid = os.getpid()
+        self._code = 0
+
+        def run() -> None:
+            channel = Channel(down_read, up_write)
+            try:
+                self._code = serve(channel)
+            finally:
+                channel.close()
+
+        self._thread = threading.Thread(target=run, name="worker", daemon=True)
+        self._thread.start()
+
+    def exit_code(self, timeout: float) -> int | None:
+        """Wait for the thread."""
+        self._thread.join(timeout)
+        return None if self._thread.is_alive() else self._code
+
+    def drain(self, tail: LineTail) -> list[str]:  # noqa: ARG002 - a thread prints where we print
+        """Return nothing."""
+        return []
+
+    def kill(self) -> None:
+        """Do nothing: a thread cannot be killed, and ends with the process."""
+
+    def close(self) -> None:
+        """Close the pipes."""
+        self.channel.close()
+
+
+class LineTail:
+    """Cuts what a worker prints into lines, and keeps the last ones for an error message."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self.lines: deque[str] = deque(maxlen=_LINES_KEPT)
+
+    def feed(self, data: bytes) -> list[str]:
+        """Return the lines that are complete."""
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        lines = [line.decode(errors="replace").rstrip("\r") for line in whole]
+        self.lines.extend(lines)
+        return lines

@@ -1,0 +1,199 @@
+"""The worker process: loads the model, checks the contract, runs units, and never outlives its parent.
+
+It talks over the two pipes it is started with. What it prints goes to its parent's log.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from batchinfer.errors import BatchinferError, ExitCode
+from batchinfer.runner.messages import (
+    Assign,
+    Batches,
+    BatchNote,
+    Channel,
+    Done,
+    Failed,
+    Ready,
+    Start,
+    Stop,
+)
+
+if TYPE_CHECKING:
+    from batchinfer.data import OutputBatch, Unit
+    from batchinfer.engine.contract import Contract
+
+_FLUSH_S = 0.2
+_PR_SET_PDEATHSIG = 1
+_MAX_TRACE = 20_000
+
+
+class _Inbox:
+    """Listens to the parent: units go into a queue, a stop ends it."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._units: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
+        self.stop = threading.Event()
+        messages = channel.receive() or []
+        if not messages or not isinstance(messages[0], Start):
+            raise EOFError("the parent was gone before it said what to do")
+        self.start = messages[0]
+        self._take(messages[1:])
+        threading.Thread(target=self._listen, name="inbox", daemon=True).start()
+
+    def units(self) -> Iterator[Unit]:
+        """Yield units as they are assigned, until the parent says that there are no more."""
+        while not self.stop.is_set():
+            try:
+                unit = self._units.get(timeout=_FLUSH_S)
+            except queue.Empty:
+                continue
+            if unit is None:
+                return
+            yield unit
+
+    def _listen(self) -> None:
+        while (messages := self._channel.receive()) is not None:
+            self._take(messages)
+        # The parent is gone: what it would have been told, the next listing tells.
+        self.stop.set()
+
+    def _take(self, messages: object) -> None:
+        assert isinstance(messages, list)
+        for message in messages:
+            if isinstance(message, Assign):
+                self._units.put(message.unit)
+            elif isinstance(message, Stop):
+                self._units.put(None)
+                if not message.drain:
+                    self.stop.set()
+
+
+class _Outbox:
+    """Speaks to the parent. Batch notes travel together, at most five times a second."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._notes: list[BatchNote] = []
+        self._flushed = time.monotonic()
+
+    def on_batch(self, output: OutputBatch) -> None:
+        """Note a forward pass."""
+        self._notes.append(
+            BatchNote(
+                rows=len(output.batch.rows),
+                compute_s=output.compute_s,
+                real_tokens=output.batch.real_tokens,
+                padded_tokens=output.batch.padded_tokens,
+            )
+        )
+        if time.monotonic() - self._flushed > _FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what was noted."""
+        if self._notes:
+            self._channel.send(Batches(notes=tuple(self._notes)))
+            self._notes = []
+        self._flushed = time.monotonic()
+
+    def send(self, message: Ready | Done | Failed) -> None:
+        """Send a message after the notes before it."""
+        self.flush()
+        self._channel.send(message)
+
+
+def serve(channel: Channel) -> int:
+    """Do what the parent says until it says stop. Returns the exit code; errors travel as messages."""
+    inbox, outbox = _Inbox(channel), _Outbox(channel)
+    try:
+        _work(inbox, outbox)
+    except BatchinferError as error:
+        outbox.send(
+            Failed(
+                exit_code=error.exit_code,
+                message=error.message,
+                where=error.where,
+                hint=error.hint,
+                details=traceback.format_exc()[-_MAX_TRACE:],
+            )
+        )
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
+        outbox.send(
+            Failed(
+                exit_code=ExitCode.INTERNAL,
+                message=f"{type(error).__name__}: {error}",
+                where=None,
+                hint=None,
+                details=traceback.format_exc()[-_MAX_TRACE:],
+            )
+        )
+        return ExitCode.INTERNAL
+    return ExitCode.OK
+
+
+def _work(inbox: _Inbox, outbox: _Outbox) -> None:
+    # Late: the heavy libraries are loaded here, in the worker, and nowhere else.
+    from batchinfer.engine.unit import run_units
+    from batchinfer.runner.assemble import assemble
+
+    started = time.perf_counter()
+    start = inbox.start
+    with assemble(start) as assembly:
+        outbox.send(
+            Ready(
+                inputs=tuple(assembly.backend.inputs),
+                outputs=tuple(assembly.backend.outputs),
+                output_schema=_packed(assembly.contract),
+                settings=assembly.settings,
+                load_s=time.perf_counter() - started,
+            )
+        )
+        if assembly.way is None:
+            return
+        for receipt in run_units(inbox.units(), assembly.way, on_batch=outbox.on_batch, stop=inbox.stop):
+            outbox.send(Done(receipt=receipt))
+        outbox.flush()
+
+
+def _packed(contract: Contract | None) -> str | None:
+    if contract is None:
+        return None
+    return base64.b64encode(contract.output.serialize().to_pybytes()).decode()
+
+
+def main() -> None:
+    """Run as a process: `python -m batchinfer.runner.worker READ_FD WRITE_FD PARENT_PID`."""
+    read_fd, write_fd, parent = (int(argument) for argument in sys.argv[1:4])
+    # Die with the parent, however it dies; and if it died before this line, now.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(ExitCode.CRASH)
+    # Ctrl-C reaches the whole group: the parent decides what it means for a worker.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        code = serve(Channel(read_fd, write_fd))
+    except (BrokenPipeError, EOFError):
+        code = ExitCode.CRASH
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not through interpreter shutdown: a client library's leftover threads could hold it up.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
