@@ -25,12 +25,27 @@ if TYPE_CHECKING:
     from batchinfer.events import Event
 
 
+class Selects(Protocol):
+    """What a source does with `where` and `sample`."""
+
+    @property
+    def selects(self) -> bool:
+        """Whether rows may be left out."""
+        ...
+
+    def check(self, schema: pa.Schema) -> None:
+        """Raise ContractError where the condition does not fit the columns."""
+        ...
+
+
 class Source(Protocol):
     """Lists and reads an input.
 
     Deterministic: the same unit gives the same rows in the same order, however often and from
     whichever process. Safe to call from several threads at once.
     """
+
+    selection: Selects
 
     def list_entries(self) -> Sequence[Entry]:
         """List the input's files in order, by one listing, opening none. Raises NoInputError."""
@@ -43,11 +58,14 @@ class Source(Protocol):
         """
         ...
 
-    def read(self, unit: Unit, *, columns: Sequence[str], batch_rows: int) -> Iterator[Chunk]:
+    def read(
+        self, unit: Unit, *, schema: pa.Schema, columns: Sequence[str], batch_rows: int
+    ) -> Iterator[Chunk]:
         """Read the selected rows of a unit, in order, at most `batch_rows` to a chunk.
 
-        `columns` may name partition columns. Raises DataError when the file is not the one that
-        was planned.
+        `schema` is the plan's, partition columns included: every chunk has exactly its types.
+        `columns` may name partition columns, and may be empty to count rows. Raises DataError when
+        the file is not the one that was planned.
         """
         ...
 

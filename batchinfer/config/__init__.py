@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from batchinfer.config.fingerprint import Fingerprint, diff, fingerprint
+from batchinfer.config.files import check_files
+from batchinfer.config.fingerprints import Fingerprint, diff, fingerprint
 from batchinfer.config.hashing import content_sha256
 from batchinfer.config.job import Job, Step
-from batchinfer.config.json_schema import json_schema
 from batchinfer.config.load import load_job
-from batchinfer.config.resolve import Machine, batch_size, resolve, usable_cores
+from batchinfer.config.machine import Machine, batch_size, resolve, usable_cores
+from batchinfer.config.schema import json_schema
 
 __all__ = [
     "Fingerprint",
@@ -15,6 +16,7 @@ __all__ = [
     "Machine",
     "Step",
     "batch_size",
+    "check_files",
     "content_sha256",
     "diff",
     "fingerprint",

@@ -91,20 +91,20 @@ def annotation_at(annotation: Any, path: KeyPath) -> Any:
 
 def _step(annotation: Any, part: str | int) -> Any:
     origin, args = get_origin(annotation), get_args(annotation)
+    found: Any = None
     if isinstance(annotation, type) and issubclass(annotation, Options):
         field = annotation.model_fields.get(str(part))
-        return None if field is None else _whole(field)
-    if origin is Annotated:
-        return _step(args[0], part)
-    if origin in (Union, types.UnionType):
-        return next((found for arm in args if (found := _step(arm, part)) is not None), None)
-    if origin is dict and isinstance(part, str):
-        return args[1]
-    if origin is list or (origin is tuple and args[-1] is Ellipsis):
-        return args[0] if isinstance(part, int) else None
-    if origin is tuple and isinstance(part, int):
-        return args[part] if part < len(args) else None
-    return None
+        found = None if field is None else _whole(field)
+    elif origin is Annotated:
+        found = _step(args[0], part)
+    elif origin in (Union, types.UnionType):
+        found = next((inner for arm in args if (inner := _step(arm, part)) is not None), None)
+    elif origin is dict and isinstance(part, str):
+        found = args[1]
+    elif origin in (list, tuple) and isinstance(part, int):
+        several = origin is list or args[-1] is Ellipsis
+        found = args[0] if several else args[part] if part < len(args) else None
+    return found
 
 
 def _whole(field: FieldInfo) -> Any:
@@ -164,22 +164,22 @@ def _limits(annotation: Any) -> str:
     for constraint in _constraints(annotation):
         match constraint:
             case Ge(ge=limit):
-                found.append(f"at least {limit}")
+                found.append(f"of at least {limit}")
             case Gt(gt=limit):
-                found.append(f"more than {limit}")
+                found.append(f"above {limit}")
             case Le(le=limit):
-                found.append(f"at most {limit}")
+                found.append(f"of at most {limit}")
             case Lt(lt=limit):
-                found.append(f"less than {limit}")
+                found.append(f"below {limit}")
             case MinLen(min_length=limit):
-                found.append(f"length at least {limit}")
+                found.append(f"of length {limit} or more")
             case MaxLen(max_length=limit):
-                found.append(f"length at most {limit}")
+                found.append(f"of length {limit} or less")
             case _ if getattr(constraint, "pattern", None):
-                found.append(f"the form `{constraint.pattern}`")
+                found.append(f"of the form `{constraint.pattern}`")
             case _:
                 pass
-    return f"of {listed(found, 'and')}" if found else ""
+    return listed(found, "and") if found else ""
 
 
 def _constraints(annotation: Any) -> Iterator[Any]:

@@ -87,7 +87,7 @@ class Job:
         Raises JobFileError where a variable is missing here.
         """
         from batchinfer.config.load import interpret
-        from batchinfer.config.resolve import apply_resolved
+        from batchinfer.config.machine import apply_resolved
 
         places = {tuple(path): Place(line, column) for path, line, column in message["places"]}
         labels = {tuple(path): label for path, label in message["place_labels"]}

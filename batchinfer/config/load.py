@@ -109,7 +109,7 @@ def interpret(
         if key not in known:
             problems.add((key,), unknown_key(key, known, reader.homes))
     head = reader.read(JobHead, {key: document[key] for key in JobHead.model_fields if key in document}, ())
-    sections = {
+    sections: dict[str, Any] = {
         "input": reader.component("sources", document, "input", "format", guess_format),
         "preprocess": read_steps(reader, "preprocessors", document, "preprocess"),
         "model": reader.component("backends", document, "model", "backend", guess_backend),

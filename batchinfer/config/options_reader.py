@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,18 +10,15 @@ from pydantic import ValidationError
 
 from batchinfer import registry
 from batchinfer.config import sections
-from batchinfer.config.entries import entry_problem
-from batchinfer.config.fields import allows_env, is_job_path, is_marked, leaves
+from batchinfer.config.environment import Environment
 from batchinfer.config.problems import KeyPath, Problems, quoted
-from batchinfer.config.secrets import path_problem, secret_problem
-from batchinfer.config.substitution import substitute_env
 from batchinfer.config.wording import explain, shown
 from batchinfer.errors import BatchinferError
-from batchinfer.options import Code, Options, Secret
+from batchinfer.options import Options
 
 Guess = Callable[[Mapping[str, Any], str], str]
 
-_HOMES = {
+_HOMES: dict[str, type[Options]] = {
     "batching": sections.BatchingOptions,
     "checkpoint": sections.CheckpointOptions,
     "compute": sections.ComputeOptions,
@@ -31,6 +27,11 @@ _HOMES = {
     "model": sections.ModelOptions,
     "observe": sections.ObserveOptions,
     "output": sections.OutputOptions,
+}
+
+_OTHER_STEPS = {
+    "preprocessors": ("postprocessors", "postprocess"),
+    "postprocessors": ("preprocessors", "preprocess"),
 }
 
 
@@ -85,7 +86,9 @@ class OptionsReader:
         try:
             return registry.load(kind, name)
         except BatchinferError as error:
-            self.problems.add(path, error.message)
+            elsewhere, section = _OTHER_STEPS.get(kind, (kind, ""))
+            home = f"; it is a step of `{section}`" if name in registry.names(elsewhere) else ""
+            self.problems.add(path, f"{error.message}{home}")
         except ImportError as error:
             self.problems.add(path, f"{quoted(name)} cannot be imported: {error}")
         return None
@@ -98,54 +101,17 @@ class OptionsReader:
             self.problems.add(path, f"must be a mapping, got {shown(value, self.written.get(path))}")
             return None
         before = len(self.problems.found)
-        ready, secrets = self._interpolate(cls, value, path)
-        skipped = {found[1] for found in self.problems.found[before:]}
+        environment = Environment(cls, value, path, self.problems)
+        ready = environment.put(value, path, self.root)
         try:
             options = cls.model_validate_json(json.dumps(ready), context={"root": self.root})
         except ValidationError as error:
-            self._explain(error, cls, ready, path, secrets, skipped)
+            self._explain(error, cls, ready, path, environment=environment)
             return None
         except BatchinferError as error:
-            self.problems.add(path, _scrubbed(error.message, secrets))
+            self.problems.add(path, environment.scrub(error.message))
             return None
         return options if len(self.problems.found) == before else None
-
-    def _interpolate(
-        self, cls: type[Options], value: Mapping[str, Any], path: KeyPath
-    ) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return the mapping with its environment variables put in, and the variables' values."""
-        secrets: dict[str, str] = {}
-        ready: dict[str, Any] = json.loads(json.dumps(value))
-        fields = {at: field for at, field, _ in leaves(cls, value, path)}
-
-        def put(node: Any, at: KeyPath) -> Any:
-            if isinstance(node, dict):
-                return {key: put(item, (*at, key)) for key, item in node.items()}
-            if isinstance(node, list):
-                return [put(item, (*at, index)) for index, item in enumerate(node)]
-            if not isinstance(node, str):
-                return node
-            field = next((fields[at[:size]] for size in range(len(at), 0, -1) if at[:size] in fields), None)
-            if field is not None and is_marked(field, Secret) and (wrong := secret_problem(at[-1], node)):
-                self.problems.add(at, wrong)
-            if field is not None and is_marked(field, Code) and (wrong := entry_problem(node, self.root)):
-                self.problems.add(at, wrong)
-            text = substitute_env(node, lambda name: lookup(name, at, allowed=field is None or allows_env(field)))
-            if field is not None and is_job_path(field) and (wrong := path_problem(text)):
-                self.problems.add(at, wrong)
-            return text
-
-        def lookup(name: str, at: KeyPath, *, allowed: bool) -> str:
-            if not allowed:
-                message = "${env:...} may stand in storage_options, endpoints and data paths only; use ${param:NAME}"
-                self.problems.add(at, message)
-            elif name not in os.environ:
-                self.problems.add(at, f"the environment variable {name} is not set")
-            else:
-                secrets[name] = os.environ[name]
-            return secrets.get(name, "")
-
-        return put(ready, path), secrets
 
     def _explain(
         self,
@@ -153,20 +119,12 @@ class OptionsReader:
         cls: type[Options],
         value: Mapping[str, Any],
         path: KeyPath,
-        secrets: Mapping[str, str],
-        skipped: set[KeyPath],
+        *,
+        environment: Environment,
     ) -> None:
-        """Record what pydantic found, leaving out what was recorded before it ran."""
-        size = len(path)
-        written = {at[size:]: text for at, text in self.written.items() if at[:size] == path}
+        """Record what pydantic found, once for each key that has no problem yet."""
+        known = {found[1] for found in self.problems.found}
+        written = {at[len(path) :]: text for at, text in self.written.items() if at[: len(path)] == path}
         for below, message in explain(error, cls, value, written=written, homes=self.homes):
-            if (*path, *below) not in skipped:
-                self.problems.add((*path, *below), _scrubbed(message, secrets))
-
-
-def _scrubbed(message: str, secrets: Mapping[str, str]) -> str:
-    """Return a message in which the names of variables stand for their values."""
-    for name, value in secrets.items():
-        if value:
-            message = message.replace(value, f"${{env:{name}}}")
-    return message
+            if (*path, *below) not in known:
+                self.problems.add((*path, *below), environment.scrub(message))

@@ -6,14 +6,15 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from batchinfer.config.problems import KeyPath, Problems, format_path, quoted
-from batchinfer.config.wording import shown
+from batchinfer.config.problems import KeyPath, Problems, format_path, printable, quoted
 from batchinfer.config.yaml_tree import parse_value
 
 _INDEX = re.compile(r"\[(\d+)\]")
 
 
-def apply_overrides(document: dict[str, Any], overrides: Sequence[str], problems: Problems) -> dict[KeyPath, str]:
+def apply_overrides(
+    document: dict[str, Any], overrides: Sequence[str], problems: Problems
+) -> dict[KeyPath, str]:
     """Put `key.path=value` items into the document; list positions are written `[0]` or `.0`.
 
     Returns a label for each path that was set, which stands for its place in messages.
@@ -23,7 +24,7 @@ def apply_overrides(document: dict[str, Any], overrides: Sequence[str], problems
         key, sign, text = override.partition("=")
         label = f"--set {key}"
         if not sign or not key:
-            problems.add((), f"--set {quoted(override)} must look like `key.path=value`")
+            problems.add((), "must look like `key.path=value`", label=f"--set {printable(override)}")
             continue
         path = parse_path(key)
         labels[path] = problems.labels[path] = label  # type: ignore[index]
@@ -56,7 +57,7 @@ def _put(document: dict[str, Any], path: KeyPath, value: Any, problems: Problems
             if not last and node.get(part) is None:
                 node[part] = {}
         else:
-            problems.add(path, f"`{here}` is {shown(node)}; it has no keys")
+            problems.add(path, f"`{here}` is neither a mapping nor a list; it has no keys")
             return
         if last:
             node[part] = value

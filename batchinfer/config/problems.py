@@ -35,9 +35,12 @@ class Problems:
 
     found: list[tuple[Place, KeyPath, str, str]] = field(default_factory=list)
 
-    def add(self, path: KeyPath, message: str, *, place: Place | None = None) -> None:
-        """Record a problem under a key path; `place` where it is not the key's own."""
-        label = self.label(path) if place is None else None
+    def add(
+        self, path: KeyPath, message: str, *, place: Place | None = None, label: str | None = None
+    ) -> None:
+        """Record a problem under a key path; `place` or `label` where it is not the key's own."""
+        if place is None and label is None:
+            label = self.label(path)
         where = place or self.nearest(path) or Place(0, 0)
         problem = (where, path, message, label or self.origin)
         if problem not in self.found:
@@ -73,8 +76,10 @@ class Problems:
         lines = []
         for where, path, message, origin in found[:_MOST_SHOWN]:
             position = _position(origin, where) if origin == self.origin else origin
-            name = f"  {format_path(path)}:" if path else ""
-            lines.append(f"{position}{name or ' '} {message}")
+            name = format_path(path)
+            # A place on the command line ends with the key itself.
+            named = f"  {name}: " if name and not position.endswith(f" {name}") else ": "
+            lines.append(f"{position}{named}{message}")
         if len(found) > _MOST_SHOWN:
             lines.append(f"{self.origin}: and {len(found) - _MOST_SHOWN} more problems")
         raise JobFileError("\n".join(lines))

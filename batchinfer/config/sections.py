@@ -23,17 +23,17 @@ Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 StorageOptions = Annotated[dict[str, Any], Secret()]
 SecretText = Annotated[str, Secret()]
-NameText = Annotated[str, Field(min_length=1)]
 
 _JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_SHARE = re.compile(r"[0-9]+(\.[0-9]+)?%")
+_SHARE = re.compile(r"(100(\.0*)?|[0-9]{1,2}(\.[0-9]+)?)%")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _DEVICE = re.compile(r"cpu|cuda:[0-9]+")
 _URL = re.compile(r"https?://[^\s/]+(/\S*)?")
 
 
 def _share(value: object) -> object:
     """Refuse text that is no share of rows."""
-    if isinstance(value, str) and (not _SHARE.fullmatch(value) or float(value[:-1]) > 100):
+    if isinstance(value, float) or (isinstance(value, str) and not _SHARE.fullmatch(value)):
         raise ValueError(f"must be a share from 0% to 100% such as '0.1%', got {value!r}")
     return value
 
@@ -58,14 +58,14 @@ class JobHead(Options):
     description: str | None = None
     """A sentence for those who find the job later."""
 
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
     """Labels of your own, such as `team: search`."""
 
     @field_validator("job")
     @classmethod
     def _name(cls, value: str) -> str:
         if not _JOB_NAME.fullmatch(value):
-            raise ValueError("must be letters, digits, '.', '_' and '-', at most 63 of them")
+            raise ValueError(f"must be letters, digits, '.', '_' and '-', at most 63 of them, got {value!r}")
         return value
 
 
@@ -96,7 +96,7 @@ class InputOptions(Options):
     sample: str | None = None
     """Keep a stable share of the rows, such as `1%`: the same rows every time."""
 
-    _sample_share = field_validator("sample")(_share)
+    _sample_share = field_validator("sample", mode="before")(_share)
     _columns_once = field_validator("columns")(_once)
 
 
@@ -118,7 +118,7 @@ class ModelOptions(Options):
     sha256: str | None = neutral(None)
     """Refuse the model unless its file has this sha256."""
 
-    inputs: dict[str, str] = {}
+    inputs: dict[str, str] = Field(default_factory=dict)
     """Model input -> column, where the names differ."""
 
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
@@ -133,7 +133,7 @@ class ModelOptions(Options):
     @field_validator("sha256")
     @classmethod
     def _hex(cls, value: str | None) -> str | None:
-        if value is not None and (len(value) != 64 or set(value) - set("0123456789abcdef")):
+        if value is not None and not _SHA256.fullmatch(value):
             raise ValueError("must be 64 lower-case hex digits")
         return value
 
@@ -145,7 +145,7 @@ class BatchingOptions(Options):
     """Rows (or padded tokens, see `by`) of a batch."""
 
     by: Literal["auto", "rows", "tokens"] = "auto"
-    """What `size` counts. auto: tokens where an input is ragged, else rows."""
+    """What `size` counts. auto: rows where `size` is a number; else tokens where an input is ragged."""
 
     window_rows: Count = 32_768
     """Rows within which ragged inputs are sorted by length. The output keeps the source order."""
@@ -199,7 +199,7 @@ class ErrorsOptions(Options):
     max: str | Annotated[int, Field(ge=0)] = neutral("0.1%")
     """Failed rows above which the run ends with exit code 3: a share (`0.1%`) or a count."""
 
-    _max_share = field_validator("max")(_share)
+    _max_share = field_validator("max", mode="before")(_share)
 
 
 class ComputeOptions(Options):

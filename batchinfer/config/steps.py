@@ -55,7 +55,9 @@ def _name_and_value(reader: OptionsReader, item: Any, path: KeyPath) -> tuple[st
         return None
     name, *others = item
     if others:
-        message = f"a step has one name; indent {quoted(others[0])} below {quoted(name)}, or begin it with `- `"
+        message = (
+            f"a step has one name; indent {quoted(others[0])} below {quoted(name)}, or begin it with `- `"
+        )
         reader.problems.add((*path, others[0]), message)
         return None
     return name, item[name]
@@ -65,5 +67,7 @@ def _is_options(cls: Any, shorthand: str, value: Any) -> bool:
     """Say whether a value is a mapping of options, and not itself the shorthand's value."""
     if not isinstance(value, Mapping):
         return False
-    takes_mapping = any(get_origin(plain(arm)) is dict for arm in arms(cls.model_fields[shorthand].annotation))
+    takes_mapping = any(
+        get_origin(plain(arm)) is dict for arm in arms(cls.model_fields[shorthand].annotation)
+    )
     return not takes_mapping or not value or any(key in cls.model_fields for key in value)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchinfer.config.problems import KeyPath, Problems, guess, listed, quoted
+from batchinfer.config.problems import KeyPath, Problems, guess, listed, printable, quoted
 from batchinfer.config.yaml_tree import JSON, scalar
 
 _TOKEN = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
@@ -80,13 +80,13 @@ def substitute_params(
     rest = {key: value for key, value in document.items() if key != "params"}
     result = {key: _walk(value, (key,), params) for key, value in rest.items()}
     for name in params.defaults:
-        if name not in params.used:
+        if name not in params.used and _NAME.fullmatch(name):
             problems.add(("params", name), f"is never used; write ${{param:{name}}} where it belongs")
     for name in given:
         if name not in params.used and name not in params.defaults:
             known = params.defaults.keys() | params.used
             near = guess(name, known) or f" (known: {listed(sorted(known), 'and')})"
-            problems.add((), f"--param {name}: no such parameter{near}")
+            problems.add((), f"no such parameter{near}", label=f"--param {printable(name)}")
     return result, params.values() if not problems else {}
 
 
@@ -136,7 +136,9 @@ def _walk(value: Any, path: KeyPath, params: Params) -> Any:
 
 def _refuse(match: re.Match[str], path: KeyPath, problems: Problems) -> None:
     name = match.group(1) or ""
-    ways = f"${{env:{name}}} or ${{param:{name}}}" if _NAME.fullmatch(name) else "${env:NAME} or ${param:NAME}"
+    ways = (
+        f"${{env:{name}}} or ${{param:{name}}}" if _NAME.fullmatch(name) else "${env:NAME} or ${param:NAME}"
+    )
     problems.add(path, f"{quoted(match.group())} is no substitution; write {ways}, or $${{ for the text ${{")
 
 

@@ -35,13 +35,11 @@ _RENAMED = {
 
 def unknown_key(key: str, known: Mapping[str, Any], homes: Mapping[str, list[str]]) -> str:
     """Say that a key is not known: the nearest sibling, or the section that it belongs to."""
-    near = guess(key, known)
-    if near:
-        return f"unknown key{near}"
-    home = homes.get(key) or ([_RENAMED[key]] if key in _RENAMED else [])
-    if home:
-        return f"unknown key here; `{printable(key)}` is {listed(f'`{name}`' for name in home)}"
-    return f"unknown key (known: {', '.join(sorted(known))})"
+    if key in _RENAMED and _RENAMED[key] not in known:
+        return f"unknown key; `{key}` is called `{_RENAMED[key]}`"
+    if key in homes:
+        return f"unknown key; did you mean {listed(f'`{home}`' for home in homes[key])}?"
+    return f"unknown key{guess(key, known) or ' (known: ' + ', '.join(sorted(known)) + ')'}"
 
 
 def explain(
@@ -143,7 +141,7 @@ def shown(value: Any, written: str | None = None) -> str:
         case None:
             return "nothing"
         case bool():
-            return f"{written or str(value).lower()} (true or false)"
+            return written or str(value).lower()
         case int() | float():
             return f"the number {printable(written or repr(value))}"
         case str():

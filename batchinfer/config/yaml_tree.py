@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from pathlib import PurePath
+from typing import Any, TypeAlias, cast
 
 import yaml
 from yaml.events import (
@@ -65,7 +68,7 @@ def parse_job(data: bytes, problems: Problems) -> Tree:
     if not isinstance(value, dict):
         problems.add((), "must be a mapping of sections such as `job:` and `input:`")
         problems.raise_if_any()
-    tree.value = value
+    tree.value = cast("dict[str, Any]", value)
     return tree
 
 
@@ -131,7 +134,7 @@ def _decode(data: bytes, problems: Problems) -> str:
     if found:
         head_text = text[: found.start()]
         place = Place(head_text.count("\n") + 1, found.start() - (head_text.rfind("\n") + 1) + 1)
-        problems.add((), f"holds the control character {ascii(found.group())}; remove it", place=place)
+        problems.add((), f"holds the control character {found.group()!a}; remove it", place=place)
         problems.raise_if_any()
     return text
 
@@ -151,7 +154,7 @@ def _syntax(error: yaml.MarkedYAMLError) -> str:
     return f"is not YAML: {printable(problem)}{hint}"
 
 
-def _place(mark: yaml.Mark) -> Place:
+def _place(mark: Any) -> Place:
     return Place(mark.line + 1, mark.column + 1)
 
 
@@ -244,9 +247,15 @@ class _Reader:
             self.skip(event, path)
             return None
         text: str = event.value
+        wrong = None
         if event.style is None and text in ("<<", ""):
-            what = "the YAML merge key `<<`; repeat the values instead" if text else "an empty key"
-            self.problems.add(path, f"has {what}", place=place)
+            wrong = "has the YAML merge key `<<`; repeat the values instead" if text else "has an empty key"
+        try:
+            checked(text)
+        except ValueError as error:
+            wrong = str(error)
+        if wrong is not None:
+            self.problems.add(path, wrong, place=place)
             return None
         return text
 
@@ -256,3 +265,43 @@ class _Reader:
         self.tree = Tree({})
         self.node(event, (*path, "?"))
         self.tree = kept
+
+
+def tree_of_mapping(source: Mapping[Any, Any], problems: Problems) -> Tree:
+    """Return a mapping from Python as a tree: copied, paths as text, tuples as lists."""
+    value = _plain(source, (), problems)
+    problems.raise_if_any()
+    assert isinstance(value, dict)
+    return Tree(value)
+
+
+def _plain(value: Any, path: KeyPath, problems: Problems) -> JSON:
+    if len(path) > MAX_DEPTH:
+        problems.add(path[:2], f"is nested deeper than {MAX_DEPTH} levels")
+        problems.raise_if_any()
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                problems.add(path, f"has the key {key!r}, which is not text")
+        return {str(key): _plain(item, (*path, str(key)), problems) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, (*path, index), problems) for index, item in enumerate(value)]
+    try:
+        return _plain_scalar(value)
+    except ValueError as error:
+        problems.add(path, str(error))
+        return None
+
+
+def _plain_scalar(value: Any) -> JSON:
+    """Return a single value from Python. Raises ValueError for what YAML could not have said."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("must be a finite number")
+        # Through its text, so that numbers beyond 64 bits meet the same refusal.
+        return scalar(json.dumps(value))
+    if isinstance(value, str | PurePath):
+        return checked(str(value))
+    raise ValueError(f"is a Python {type(value).__name__}; a job has texts, numbers, lists and mappings")

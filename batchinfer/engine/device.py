@@ -8,12 +8,12 @@ cannot hand one out again before the event after its last use has passed.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from batchinfer.data import HostBatch, OutputBatch
+from batchinfer.loader.prefetch import Bound, prefetch
 
 if TYPE_CHECKING:
     from batchinfer.protocols import Backend
@@ -131,12 +131,17 @@ def open_pipeline(backend: Backend, device: str) -> DevicePipeline:
     return CudaPipeline(backend, device) if device.startswith("cuda") else CpuPipeline(backend)
 
 
-def overlap(pipeline: DevicePipeline, batches: Iterable[HostBatch], *, depth: int) -> Iterator[OutputBatch]:
-    """Keep `depth` batches in flight and yield results in submission order."""
-    inflight: deque[InFlight] = deque()
-    for batch in batches:
-        inflight.append(pipeline.submit(batch))
-        if len(inflight) > depth:
-            yield pipeline.collect(inflight.popleft())
-    while inflight:
-        yield pipeline.collect(inflight.popleft())
+def overlap(
+    pipeline: DevicePipeline, batches: Iterable[HostBatch], *, depth: int
+) -> Generator[OutputBatch, None, None]:
+    """Submit from a thread of its own, at most `depth` batches ahead of the one that is collected.
+
+    Results come in submission order, each as soon as it is there, also while no further batch comes.
+    """
+    submitted = (pipeline.submit(batch) for batch in batches)
+    ahead = prefetch(submitted, bound=Bound(depth, 1), size_of=lambda _: 0, name="launch")
+    try:
+        for inflight in ahead:
+            yield pipeline.collect(inflight)
+    finally:
+        ahead.close()

@@ -1,9 +1,9 @@
 """The way of a batch inside a worker, stage by stage, each by its function's name:
 
-    read           threads "read":    source.read -> Chunk
+    read           thread "read":     source.read -> Chunk
     encode         pool "encode":     steps -> EncodedChunk
     batches_of     thread "batch":    windows, length sorting, padding -> HostBatch
-    overlap        thread "device":   upload, model, download -> OutputBatch
+    overlap        threads "launch", "device":  upload, model, download -> OutputBatch
     windows_of     this thread:       group by window
     Gatherer.rows  this thread:       postprocess, type, restore the order -> rows
     UnitWriter.commit  pool "commit": encode the part, create it -> Receipt
@@ -31,6 +31,8 @@ from batchinfer.loader.prefetch import Bound, ordered_map, prefetch
 from batchinfer.loader.windows import WindowPolicy, batches_of
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from batchinfer.engine.commit import UnitWriter
     from batchinfer.engine.encode import Encoder
     from batchinfer.protocols import Source
@@ -44,6 +46,7 @@ class Way:
     """Everything that a batch meets on its way, put together once per worker."""
 
     source: Source
+    schema: pa.Schema
     columns: tuple[str, ...]
     encode: Encoder
     windows: WindowPolicy
@@ -58,15 +61,30 @@ class Way:
 
 
 def run_units(
-    units: Iterable[Unit], way: Way, *, on_batch: Callable[[OutputBatch], None], stop: threading.Event
-) -> Iterator[Receipt]:
-    """Run units in order and yield a receipt for each, once it is committed.
+    units: Iterable[Unit],
+    way: Way,
+    *,
+    on_batch: Callable[[OutputBatch], None],
+    on_commit: Callable[[Receipt], None],
+    stop: threading.Event,
+) -> None:
+    """Run units in order; each is reported once it is committed, from the thread that did it.
 
     Any error ends the run, and nothing of an unfinished unit becomes visible. When `stop` is set,
     what is being committed is finished and the rest is dropped.
     """
+
+    def commit(writer: UnitWriter, unit: Unit) -> None:
+        try:
+            with unit_context(unit):
+                on_commit(writer.commit())
+        except BaseException:
+            # The loop below may be waiting for a unit that nobody will send now.
+            stop.set()
+            raise
+
     with closing(_results(units, way)) as outputs, ThreadPoolExecutor(_COMMITS_IN_FLIGHT, "commit") as pool:
-        commits: deque[Future[Receipt]] = deque()
+        commits: deque[Future[None]] = deque()
         writer: UnitWriter | None = None
         try:
             for window, batches in windows_of(_until(outputs, stop, on_batch)):
@@ -74,10 +92,10 @@ def run_units(
                 writer = writer or way.open_unit(unit)
                 writer.write(way.gatherer.rows(window, batches), list(window.failed.values()))
                 if window.span.last:
-                    commits.append(pool.submit(_commit, writer, unit))
+                    commits.append(pool.submit(commit, writer, unit))
                     writer = None
-                yield from _finished(commits, at_most=_COMMITS_IN_FLIGHT)
-            yield from _finished(commits, at_most=0)
+                _check(commits, at_most=_COMMITS_IN_FLIGHT)
+            _check(commits, at_most=0)
         finally:
             # Whoever waits for the next unit must wake up, or closing the stages would wait for it.
             stop.set()
@@ -110,7 +128,8 @@ def read(units: Iterable[Unit], way: Way) -> Iterator[Chunk | UnitEnd]:
     """Read units one after the other, each followed by its end."""
     for unit in units:
         with unit_context(unit):
-            yield from way.source.read(unit, columns=way.columns, batch_rows=_rows_per_chunk(unit, way))
+            rows = _rows_per_chunk(unit, way)
+            yield from way.source.read(unit, schema=way.schema, columns=way.columns, batch_rows=rows)
         yield UnitEnd(unit)
 
 
@@ -132,15 +151,10 @@ def _until(
         yield output
 
 
-def _commit(writer: UnitWriter, unit: Unit) -> Receipt:
-    with unit_context(unit):
-        return writer.commit()
-
-
-def _finished(commits: deque[Future[Receipt]], *, at_most: int) -> Iterator[Receipt]:
-    """Yield the receipts of finished commits; wait while more than `at_most` are under way."""
+def _check(commits: deque[Future[None]], *, at_most: int) -> None:
+    """Raise the error of a commit that failed; wait while more than `at_most` are under way."""
     while commits and (len(commits) > at_most or commits[0].done()):
-        yield commits.popleft().result()
+        commits.popleft().result()
 
 
 def _chunk_bytes(item: Chunk | UnitEnd) -> int:

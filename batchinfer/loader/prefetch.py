@@ -111,19 +111,28 @@ def prefetch(
 def ordered_map(
     function: Callable[[T], R], items: Iterable[T], *, threads: int, name: str
 ) -> Generator[R, None, None]:
-    """Yield `function(item)` for each item, in order, computed by so many threads."""
-    pending: deque[Future[R]] = deque()
+    """Yield `function(item)` for each item, in order, computed by so many threads.
+
+    A result comes out as soon as it and those before it are ready, also while no further item comes.
+    """
     with ThreadPoolExecutor(threads, thread_name_prefix=name) as pool:
+        futures = _submitted(pool, function, items)
+        # One more than the threads: the next item waits at their side.
+        bound = Bound(items=threads + 1, num_bytes=1)
+        ahead = prefetch(futures, bound=bound, size_of=lambda _: 0, name=f"{name}-feed")
         try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                # One more than the threads: the next item waits at their side, not at the reader's.
-                if len(pending) > threads:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+            for future in ahead:
+                yield future.result()
         finally:
-            for future in pending:
-                future.cancel()
-            if isinstance(items, Generator):
-                items.close()
+            ahead.close()
+
+
+def _submitted(
+    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T]
+) -> Generator[Future[R], None, None]:
+    try:
+        for item in items:
+            yield pool.submit(function, item)
+    finally:
+        if isinstance(items, Generator):
+            items.close()

@@ -76,6 +76,7 @@ def assemble(start: Start) -> Iterator[Assembly]:
 
         way = Way(
             source=registry.load("sources", job.input.format)(job.input),
+            schema=schema,
             columns=contract.read_columns,
             encode=Encoder(job, contract, steps, run=start.run),
             windows=_window_policy(job, contract, size=size),
@@ -86,7 +87,7 @@ def assemble(start: Start) -> Iterator[Assembly]:
             readers=int(job.compute.readers),
             chunk_rows=max(1, min(_MAX_CHUNK_ROWS, _ENCODE_BYTES // contract.row_bytes)),
             queue_bytes=job.compute.queue_bytes,
-            depth=2 if start.device.startswith("cuda") else 0,
+            depth=2 if start.device.startswith("cuda") else 1,
         )
         yield Assembly(backend, contract, way, settings)
     finally:

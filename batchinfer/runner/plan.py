@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from batchinfer.data import Entry, Shard, Unit
 from batchinfer.engine.commit import FORMAT_VERSION, OutputLayout
 from batchinfer.errors import DataError
+from batchinfer.sources.drift import unify
 
 if TYPE_CHECKING:
     from batchinfer.config import Fingerprint, Job
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _UNIT_ROWS = 65_536
 _UNIT_BYTES = 128 * 1024 * 1024
 _FOOTERS_AT_ONCE = 16
+_COUNTED_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,10 +112,11 @@ def make_plan(
     """Read the footers and cut the input into units. Raises DataError for shards that do not fit."""
     inspected = _inspect(source, entries)
     shards = [shard for shard, _ in inspected]
-    schema = source.unify([(shard, schema) for shard, schema in inspected], wanted=None)
+    schema = unify(inspected)
+    source.selection.check(schema)
     units = [unit for shard in shards for unit in _cut(job, shard)]
     if job.input.limit is not None:
-        units = source.limit(shards, units, job.input.limit)
+        units = _limited(source, shards, units, schema, job.input.limit)
     constant = {name for shard in shards for name in shard.partition}
     return Plan(
         format=FORMAT_VERSION,
@@ -175,6 +178,48 @@ def _cut(job: Job, shard: Shard) -> list[tuple[int, int, int]]:
     if at > start or not units:
         units.append((shard.index, start, at))
     return units
+
+
+def _limited(
+    source: Source,
+    shards: Sequence[Shard],
+    units: Sequence[tuple[int, int, int]],
+    schema: pa.Schema,
+    limit: int,
+) -> list[tuple[int, int, int]]:
+    """Keep the units of the first `limit` selected rows; the last is cut behind the last of them.
+
+    Where rows are selected by `where` or `sample`, they are counted by reading those columns.
+    """
+    kept: list[tuple[int, int, int]] = []
+    left = limit
+    for index, (shard, start, stop) in enumerate(units):
+        unit = Unit(index=index, shard=shards[shard], start=start, stop=stop)
+        numbers = _selected(source, unit, schema, left)
+        left -= len(numbers)
+        last = stop if left else int(numbers[-1]) + 1
+        kept.append((shard, start, last))
+        if not left:
+            break
+    return kept
+
+
+def _selected(source: Source, unit: Unit, schema: pa.Schema, limit: int) -> Sequence[int]:
+    """Return the numbers of the first `limit` selected rows of a unit."""
+    if not source.selection.selects:
+        return range(unit.start, min(unit.stop, unit.start + limit))
+    column = next(name for name in schema.names if name not in unit.shard.partition)
+    numbers: list[int] = []
+    for chunk in source.read(unit, schema=schema, columns=[column], batch_rows=_COUNTED_ROWS):
+        numbers += chunk.numbers.tolist()
+        if len(numbers) >= limit:
+            break
+    return numbers[:limit]
+
+
+def schema_of(source: Source, entries: Sequence[Entry]) -> pa.Schema:
+    """Return the schema of some files, partition columns included."""
+    return unify(_inspect(source, entries))
 
 
 def _target_rows(job: Job, shard: Shard) -> int:

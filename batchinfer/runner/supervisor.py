@@ -104,7 +104,9 @@ class Supervisor:
                     f"stopped by {name}; what was committed is kept", hint="run the same command to resume"
                 )
             member, listen = key.data
-            listen(member)
+            # Another event of the same round may have been its end.
+            if member in self._members:
+                listen(member)
 
     def _join(self, member: _Member) -> None:
         """Take a fresh worker in, and tell it what to do."""
@@ -254,6 +256,8 @@ class Supervisor:
             self._selector.unregister(self._interrupts.fd)
             return
         member, listen = data
+        if member not in self._members:
+            return
         try:
             listen(member)
         except BatchinferError as error:

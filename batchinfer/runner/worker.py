@@ -82,32 +82,34 @@ class _Inbox:
 
 
 class _Outbox:
-    """Speaks to the parent. Batch notes travel together, at most five times a second."""
+    """Speaks to the parent, from any thread. Batch notes travel together, at most five times a second."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._notes: list[BatchNote] = []
+        self._lock = threading.Lock()
         self._flushed = time.monotonic()
 
     def on_batch(self, output: OutputBatch) -> None:
         """Note a forward pass."""
-        self._notes.append(
-            BatchNote(
-                rows=len(output.batch.rows),
-                compute_s=output.compute_s,
-                real_tokens=output.batch.real_tokens,
-                padded_tokens=output.batch.padded_tokens,
-            )
+        note = BatchNote(
+            rows=len(output.batch.rows),
+            compute_s=output.compute_s,
+            real_tokens=output.batch.real_tokens,
+            padded_tokens=output.batch.padded_tokens,
         )
+        with self._lock:
+            self._notes.append(note)
         if time.monotonic() - self._flushed > _FLUSH_S:
             self.flush()
 
     def flush(self) -> None:
         """Send what was noted."""
-        if self._notes:
-            self._channel.send(Batches(notes=tuple(self._notes)))
-            self._notes = []
-        self._flushed = time.monotonic()
+        with self._lock:
+            notes, self._notes = tuple(self._notes), []
+            self._flushed = time.monotonic()
+        if notes:
+            self._channel.send(Batches(notes=notes))
 
     def send(self, message: Ready | Done | Failed) -> None:
         """Send a message after the notes before it."""
@@ -164,8 +166,13 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
         )
         if assembly.way is None:
             return
-        for receipt in run_units(inbox.units(), assembly.way, on_batch=outbox.on_batch, stop=inbox.stop):
-            outbox.send(Done(receipt=receipt))
+        run_units(
+            inbox.units(),
+            assembly.way,
+            on_batch=outbox.on_batch,
+            on_commit=lambda receipt: outbox.send(Done(receipt=receipt)),
+            stop=inbox.stop,
+        )
         outbox.flush()
 
 

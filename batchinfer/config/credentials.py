@@ -6,10 +6,12 @@ import re
 from urllib.parse import parse_qsl, urlsplit
 
 _SECRET_KEY = re.compile(
-    r"(?i)secret|password|passwd|token|credential|private_key|account_key|sas|authorization|api_key"
+    r"(?i)secret|password|passwd|token|credential|authorization|connection_string|sas_|_key$"
 )
 _NOT_SECRET = frozenset({"anon", "cloud", "google_default", "browser", "cache"})
-_SIGNED = frozenset({"sig", "signature", "x-amz-signature", "x-amz-security-token", "x-goog-signature", "token"})
+_SIGNED = frozenset(
+    {"sig", "signature", "x-amz-signature", "x-amz-security-token", "x-goog-signature", "token"}
+)
 
 
 def secret_problem(key: str | int, text: str) -> str | None:
@@ -38,12 +40,13 @@ def holds_secret(url: str) -> bool:
     """Say whether a URL carries a password or a signature."""
     try:
         parts = urlsplit(url)
-        if not parts.scheme or not parts.netloc:
-            return False
-        signed = any(key.lower() in _SIGNED for key, _ in parse_qsl(parts.query))
-        return parts.password is not None or signed
+        query = parse_qsl(parts.query)
     except ValueError:
+        # Nothing that cannot be taken apart is worth printing.
+        return "://" in url and "@" in url
+    if not parts.scheme or not parts.netloc:
         return False
+    return parts.password is not None or any(key.lower() in _SIGNED for key, _ in query)
 
 
 def redact(url: str) -> str:

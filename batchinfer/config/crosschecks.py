@@ -1,0 +1,84 @@
+"""What no section can see alone: an output inside its own input, a column named twice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from batchinfer.config.problems import KeyPath, Problems, listed, quoted
+from batchinfer.config.sections import InputOptions, OutputOptions
+from batchinfer.data import Entry
+from batchinfer.storage.globs import select, split_glob
+
+
+def check_together(sections: Mapping[str, Any], problems: Problems) -> None:
+    """Record what is wrong between sections; a section that could not be read is left out."""
+    source, output = sections["input"], sections["output"]
+    if isinstance(output, OutputOptions):
+        _check_columns(output, problems)
+        if _scheme(output.path) == "file" and Path(_normal(output.path)).is_file():
+            problems.add(("output", "path"), "is a file; an output is a folder")
+        if isinstance(source, InputOptions):
+            _check_paths(source, output, problems)
+
+
+def _check_columns(output: OutputOptions, problems: Problems) -> None:
+    from batchinfer.tensors import parse_type
+
+    for name, text in (output.columns or {}).items():
+        path: KeyPath = ("output", "columns", name)
+        if name in output.carry:
+            problems.add(path, "is also carried from the input; give the result another name")
+        if name in output.meta or name == "_error":
+            problems.add(path, f"{quoted(name)} is a column that batchinfer writes; use another name")
+        try:
+            parse_type(text)
+        except ValueError as error:
+            problems.add(path, str(error))
+    written = {*output.meta, "_error"} & set(output.carry)
+    if written:
+        message = f"{listed(map(quoted, sorted(written)), 'and')} would be written twice"
+        problems.add(("output", "carry"), message)
+
+
+def _check_paths(source: InputOptions, output: OutputOptions, problems: Problems) -> None:
+    several = isinstance(source.path, tuple)
+    paths = source.path if isinstance(source.path, tuple) else (source.path,)
+    target = _normal(output.path)
+    for index, path in enumerate(paths):
+        if _scheme(path) != _scheme(output.path):
+            continue
+        where = f"input.path[{index}]" if several else "input.path"
+        pattern = _normal(path)
+        if _inside(split_glob(pattern)[0], target):
+            same = _inside(target, split_glob(pattern)[0])
+            how = "is the folder of" if same else "contains"
+            problems.add(("output", "path"), f"{how} `{where}`: a rerun would read its own output")
+        elif select(_samples(target, output.format), pattern):
+            problems.add(("output", "path"), f"lies in `{where}`: a rerun would read its own output")
+
+
+def _samples(target: str, suffix: str) -> list[Entry]:
+    """Return files as an output folder will hold them."""
+    names = (f"part-00000-of-00001-00000000.{suffix}", f"key=value/part-00000-of-00001-00000000.{suffix}")
+    return [Entry(uri=f"{target}/{name}", size_bytes=0, version="") for name in names]
+
+
+def _inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _scheme(path: str) -> str:
+    scheme, sign, _ = path.partition("://")
+    return scheme.lower() if sign else "file"
+
+
+def _normal(path: str) -> str:
+    """Return a path without dots, links and a trailing slash, so that two spellings compare equal."""
+    if _scheme(path) != "file":
+        return path.rstrip("/")
+    fixed, rest = split_glob(path.removeprefix("file://"))
+    real = os.path.realpath(fixed)
+    return f"{real.rstrip('/')}/{rest}" if rest else real

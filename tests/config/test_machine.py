@@ -1,0 +1,137 @@
+"""`auto` becomes a number or a name, with its reason; what the machine lacks is refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchinfer.config import Job, Machine, batch_size, load_job, resolve, usable_cores
+from batchinfer.config.machine import _quota
+from batchinfer.errors import DeviceError, ExitCode
+
+T4 = "Tesla T4"
+
+
+def job_with(**sections: Any) -> Job:
+    """Return a job with some sections beside the least."""
+    least = {"job": "a", "input": {"path": "d"}, "model": {"path": "m.onnx"}, "output": {"path": "o"}}
+    return load_job({**least, **sections})
+
+
+@pytest.mark.parametrize(
+    ("compute", "machine", "devices", "workers", "threads", "readers"),
+    [
+        ({}, Machine(8), ("cpu",), 1, 8, 4),
+        ({}, Machine(1), ("cpu",), 1, 1, 1),
+        ({}, Machine(8, (T4, T4)), ("cuda:0", "cuda:1"), 1, 4, 4),
+        ({}, Machine(2, (T4,) * 4), ("cuda:0", "cuda:1", "cuda:2", "cuda:3"), 1, 1, 1),
+        ({"devices": "cpu"}, Machine(8, (T4,)), ("cpu",), 1, 8, 4),
+        ({"devices": 1}, Machine(8, (T4, T4)), ("cuda:0",), 1, 8, 4),
+        ({"devices": ["cuda:1", "cpu"]}, Machine(8, (T4, T4)), ("cuda:1", "cpu"), 1, 4, 4),
+        ({"workers_per_device": 2}, Machine(8), ("cpu",), 2, 4, 4),
+        ({"threads": 3, "readers": 7}, Machine(8), ("cpu",), 1, 3, 7),
+    ],
+)
+def test_compute(
+    *,
+    compute: dict[str, Any],
+    machine: Machine,
+    devices: tuple[str, ...],
+    workers: int,
+    threads: int,
+    readers: int,
+) -> None:
+    """Devices are what there is or what was asked; the cores are divided among the workers."""
+    found = resolve(job_with(compute=compute), machine).compute
+    assert (found.devices, found.workers_per_device) == (devices, workers)
+    assert (found.threads, found.readers) == (threads, readers)
+
+
+def test_every_choice_has_its_reason() -> None:
+    """What was resolved can be printed: the value, and why it is that."""
+    job = resolve(job_with(compute={"readers": 2}), Machine(8, (T4, T4)))
+    assert job.resolved == {
+        "input.format": ("parquet", "from the path"),
+        "model.backend": ("onnx", "from the path"),
+        "compute.devices": (("cuda:0", "cuda:1"), "every GPU (Tesla T4)"),
+        "compute.workers_per_device": (1, "one each"),
+        "compute.threads": (4, "8 cores / 2 workers"),
+        "compute.readers": (2, "as asked"),
+    }
+
+
+def test_a_resolved_job_crosses_a_process_border() -> None:
+    """A worker sees the parent's choices, whatever its own machine looks like."""
+    job = resolve(job_with(), Machine(8, (T4,)))
+    rebuilt = Job.from_message(job.to_message())
+    assert rebuilt.compute == job.compute
+    assert rebuilt.compute.devices == ("cuda:0",)
+
+
+@pytest.mark.parametrize(
+    ("devices", "gpus", "message"),
+    [
+        (2, (T4,), "compute.devices asks for 2 GPUs, but this machine has 1 usable GPU"),
+        (1, (), "compute.devices asks for 1 GPUs, but this machine has no usable GPU"),
+        (["cuda:2"], (T4, T4), "compute.devices asks for cuda:2, but this machine has 2 usable GPUs"),
+    ],
+)
+def test_devices_that_are_not_there(devices: Any, gpus: tuple[str, ...], message: str) -> None:
+    """A job never falls back to another device than the one it asks for."""
+    with pytest.raises(DeviceError) as caught:
+        resolve(job_with(compute={"devices": devices}), Machine(8, gpus))
+    assert caught.value.message == message
+    assert caught.value.exit_code == ExitCode.DEVICE
+
+
+@pytest.mark.parametrize(
+    ("batching", "device", "ragged", "expected"),
+    [
+        ({}, "cpu", False, ("rows", 64)),
+        ({}, "cuda:3", False, ("rows", 256)),
+        ({}, "cpu", True, ("tokens", 4096)),
+        ({}, "cuda:0", True, ("tokens", 16384)),
+        ({"by": "rows"}, "cpu", True, ("rows", 64)),
+        ({"size": 32}, "cpu", True, ("rows", 32)),
+        ({"size": 32, "by": "tokens"}, "cpu", True, ("tokens", 32)),
+    ],
+)
+def test_batch_sizes(
+    batching: dict[str, Any], device: str, *, ragged: bool, expected: tuple[str, int]
+) -> None:
+    """A batch is counted in tokens where rows vary in length, unless the job says a number of rows."""
+    assert batch_size(job_with(batching=batching), device, ragged=ragged) == expected
+
+
+def test_usable_cores() -> None:
+    """There is always a core, and never more than the machine has."""
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "quota"),
+    [
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/\n", {"cpu.max": "50000 100000\n"}, 0.5),
+        ("0::/a\n", {}, None),
+        ("0::/a\n", {"a/cpu.max": "rubbish\n"}, None),
+        (
+            "4:cpu,cpuacct:/a\n3:memory:/a\n",
+            {"cpu,cpuacct/a/cpu.cfs_quota_us": "200000", "cpu,cpuacct/a/cpu.cfs_period_us": "100000"},
+            2.0,
+        ),
+        ("4:cpu:/a\n", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, None),
+    ],
+)
+def test_container_quotas(
+    tmp_path: Path, membership: str, files: dict[str, str], quota: float | None
+) -> None:
+    """A container's quota counts, its own or that of a group above it, in both versions of cgroups."""
+    for name, text in files.items():
+        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fs" / name).write_text(text)
+    (tmp_path / "membership").write_text(membership)
+    assert _quota(tmp_path / "fs", tmp_path / "membership") == quota
