@@ -24,7 +24,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     },
     "preprocessors": {
         "columns": "batchinfer.preprocess.columns:Columns",
-        "tokenize": "batchinfer.preprocess.tokenize:Tokenize",
+        "tokenize": "batchinfer.preprocess.tokenize_text:Tokenize",
         "image": "batchinfer.preprocess.image:Image",
         "prompt": "batchinfer.preprocess.prompt:Prompt",
         "python": "batchinfer.preprocess.user_function:Python",

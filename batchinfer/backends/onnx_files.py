@@ -124,6 +124,11 @@ def _trouble(folder: Path, name: str) -> str | None:
         return "is no file name"
     if Path(name).is_absolute() or ".." in parts:
         return "leads out of the model's folder"
+    return _link_trouble(folder, parts)
+
+
+def _link_trouble(folder: Path, parts: tuple[str, ...]) -> str | None:
+    """Say which part of the way to a file is a link or no file, or None."""
     place = folder
     for part in parts:
         place /= part
@@ -135,6 +140,4 @@ def _trouble(folder: Path, name: str) -> str | None:
             return "is reached through a symbolic link"
     if not stat.S_ISREG(status.st_mode):
         return "is no regular file"
-    if status.st_nlink > 1:
-        return f"has {status.st_nlink} hard links"
-    return None
+    return f"has {status.st_nlink} hard links" if status.st_nlink > 1 else None

@@ -35,7 +35,7 @@ _MAX_CHUNK_ROWS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """A worker, ready to run; without a `way` where it is only to check, or without a `contract` to describe."""
+    """A worker's parts. Without a `way` it can only check, without a `contract` only describe."""
 
     backend: Backend
     contract: Contract | None

@@ -11,8 +11,7 @@ import pyarrow.ipc
 
 from batchinfer.data import Block, Chunk, Entry, Shard, Unit
 from batchinfer.errors import DataError
-from batchinfer.sources.hive import key_of, partition_values
-from batchinfer.sources.listing import list_inputs, store_of
+from batchinfer.sources.listing import list_inputs, shard_of, store_of
 from batchinfer.sources.options import SourceOptions
 from batchinfer.sources.select import Selection
 
@@ -44,17 +43,7 @@ class ArrowSource:
             file = pa.ipc.open_file(store_of(self._options, entry.uri).open(entry.uri, version=entry.version))
             batches = (file.get_batch(at) for at in range(file.num_record_batches))
             blocks = tuple(Block(num_rows=batch.num_rows, num_bytes=batch.nbytes) for batch in batches)
-        key = key_of(entry.uri, self._options.patterns)
-        hive = self._options.partitioning == "hive"
-        shard = Shard(
-            index=index,
-            uri=entry.uri,
-            key=key,
-            size_bytes=entry.size_bytes,
-            version=entry.version,
-            blocks=blocks,
-            partition=partition_values(key) if hive else {},
-        )
+        shard = shard_of(self._options, entry, index=index, blocks=blocks)
         return shard, file.schema.remove_metadata()
 
     def read(

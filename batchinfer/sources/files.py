@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from batchinfer.data import Block, Chunk, Entry, Shard, Unit
 from batchinfer.errors import DataError
-from batchinfer.sources.hive import key_of, partition_values
-from batchinfer.sources.listing import list_inputs, store_of
+from batchinfer.sources.hive import key_of
+from batchinfer.sources.listing import list_inputs, shard_of, store_of
 from batchinfer.sources.options import SourceOptions
 from batchinfer.sources.select import Selection
 from batchinfer.storage.door import changed
@@ -54,17 +54,8 @@ class FilesSource:
     def inspect(self, entry: Entry, *, index: int) -> tuple[Shard, pa.Schema]:
         """Describe a group: one block, one row per file."""
         group = self._group(entry.uri, entry.version)
-        key = key_of(group[0].uri, self._options.patterns)
-        hive = self._options.partitioning == "hive"
-        shard = Shard(
-            index=index,
-            uri=entry.uri,
-            key=key,
-            size_bytes=entry.size_bytes,
-            version=entry.version,
-            blocks=(Block(num_rows=len(group), num_bytes=entry.size_bytes),),
-            partition=partition_values(key) if hive else {},
-        )
+        block = Block(num_rows=len(group), num_bytes=entry.size_bytes)
+        shard = shard_of(self._options, entry, index=index, blocks=(block,), named=group[0].uri)
         return shard, _SCHEMA
 
     def read(

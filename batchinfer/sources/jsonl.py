@@ -13,8 +13,7 @@ import pyarrow.json
 from batchinfer import tensors
 from batchinfer.data import Chunk, Entry, Shard, Unit
 from batchinfer.errors import DataError
-from batchinfer.sources.hive import key_of, partition_values
-from batchinfer.sources.listing import list_inputs, store_of
+from batchinfer.sources.listing import list_inputs, shard_of, store_of
 from batchinfer.sources.options import SourceOptions
 from batchinfer.sources.select import Selection
 from batchinfer.sources.text_blocks import open_text, read_blocks, scan, sliced
@@ -54,17 +53,7 @@ class JsonlSource:
             sample = open_text(store, entry.uri, version=entry.version).read(_SAMPLE_BYTES)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"not a readable JSON Lines file: {error}", where=entry.uri) from error
-        key = key_of(entry.uri, self._options.patterns)
-        hive = self._options.partitioning == "hive"
-        shard = Shard(
-            index=index,
-            uri=entry.uri,
-            key=key,
-            size_bytes=entry.size_bytes,
-            version=entry.version,
-            blocks=blocks,
-            partition=partition_values(key) if hive else {},
-        )
+        shard = shard_of(self._options, entry, index=index, blocks=blocks)
         return shard, self._infer(sample, entry)
 
     def read(

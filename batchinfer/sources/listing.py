@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from batchinfer.data import Entry
+from batchinfer.data import Block, Entry, Shard
 from batchinfer.errors import NoInputError
+from batchinfer.sources.hive import key_of, partition_values
 from batchinfer.storage import Store, open_store, split_glob
 
 if TYPE_CHECKING:
@@ -33,6 +34,22 @@ def list_inputs(options: SourceOptions, suffixes: Sequence[str] | None) -> list[
             raise _nothing(options, pattern, entries, suffixes)
         found.update({entry.uri: entry for entry in matching})
     return sorted(found.values(), key=lambda entry: entry.uri)
+
+
+def shard_of(
+    options: SourceOptions, entry: Entry, *, index: int, blocks: tuple[Block, ...], named: str | None = None
+) -> Shard:
+    """Describe a file; its key and partitions come from its path (or from `named`, for a group)."""
+    key = key_of(named or entry.uri, options.patterns)
+    return Shard(
+        index=index,
+        uri=entry.uri,
+        key=key,
+        size_bytes=entry.size_bytes,
+        version=entry.version,
+        blocks=blocks,
+        partition=partition_values(key) if options.partitioning == "hive" else {},
+    )
 
 
 def _has_suffix(uri: str, suffixes: Sequence[str] | None) -> bool:

@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 
 from batchinfer.data import Block, Chunk, Entry, Shard, Unit
 from batchinfer.errors import DataError
-from batchinfer.sources.hive import key_of, partition_values
-from batchinfer.sources.listing import list_inputs, store_of
+from batchinfer.sources.listing import list_inputs, shard_of, store_of
 from batchinfer.sources.options import SourceOptions
 from batchinfer.sources.select import Selection
 
@@ -49,17 +48,7 @@ class ParquetSource:
         footer = file.metadata
         groups = (footer.row_group(at) for at in range(footer.num_row_groups))
         blocks = tuple(Block(num_rows=g.num_rows, num_bytes=g.total_byte_size) for g in groups)
-        key = key_of(entry.uri, self._options.patterns)
-        hive = self._options.partitioning == "hive"
-        shard = Shard(
-            index=index,
-            uri=entry.uri,
-            key=key,
-            size_bytes=entry.size_bytes,
-            version=entry.version,
-            blocks=blocks,
-            partition=partition_values(key) if hive else {},
-        )
+        shard = shard_of(self._options, entry, index=index, blocks=blocks)
         return shard, file.schema_arrow.remove_metadata()
 
     def read(

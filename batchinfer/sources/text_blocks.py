@@ -97,7 +97,7 @@ def read_blocks(
                 rows = parse(data, at)
                 if rows.num_rows != block.num_rows:
                     raise DataError(
-                        f"{block.num_rows} records were counted from row {at} on, {rows.num_rows} were parsed",
+                        f"from row {at} on, {block.num_rows} records were counted and {rows.num_rows} parsed",
                         where=shard.uri,
                         hint="quotes or line ends are broken in this part of the file",
                     )

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2] / "batchinfer"
 
 LEVELS = [
     {"errors", "data", "events", "protocols", "options"},
-    {"config", "storage", "tensors", "hardware", "registry"},
+    {"config", "storage", "tensors", "hardware", "registry", "user_code"},
     {"sources", "preprocess", "loader", "backends", "postprocess", "sinks", "testing"},
     {"engine"},
     {"runner", "telemetry"},

@@ -1,0 +1,304 @@
+"""ONNX models on onnxruntime: the providers that were asked for, or an error, never quietly another."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from batchinfer.backends.onnx_binding import CudaBinding
+from batchinfer.backends.onnx_files import check_onnx_files
+from batchinfer.backends.onnx_signature import OnnxSignature, read_signature
+from batchinfer.config.sections import ModelOptions
+from batchinfer.errors import BatchinferError, ContractError, DataError, DeviceError, JobFileError
+from batchinfer.options import field_validator
+
+if TYPE_CHECKING:
+    from batchinfer.data import Tensors, TensorSpec
+
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_ON_CUDA = {
+    "CUDAExecutionProvider": "cuda",
+    "TensorrtExecutionProvider": "tensorrt",
+    "NvTensorRTRTXExecutionProvider": "nv_tensorrt_rtx",
+}
+_LEVELS = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "none": "ORT_DISABLE_ALL",
+}
+_FATAL = 4
+_WAY_OUT = "`batchinfer doctor` shows what is missing; model.providers: [cpu] computes on the CPU"
+
+
+class OnnxOptions(ModelOptions):
+    """An .onnx file, with its weights in it or beside it."""
+
+    backend: Literal["onnx"] = "onnx"
+    """onnx"""
+
+    providers: tuple[str, ...] | None = None
+    """cpu, cuda, tensorrt, or onnxruntime's full names, the preferred one first; each must load.
+    By default cuda on a GPU and cpu elsewhere."""
+
+    graph_optimization: Literal["all", "extended", "basic", "none"] = "all"
+    """How far onnxruntime may rewrite the graph."""
+
+    tf32: bool = False
+    """Let GPUs round the inputs of fp32 matrix products to 10 bits of mantissa: faster, less exact."""
+
+    @field_validator("providers")
+    @classmethod
+    def _named(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in value or ():
+            if name not in _PROVIDERS and not name.endswith("ExecutionProvider"):
+                raise ValueError(f"must be cpu, cuda, tensorrt or end in ExecutionProvider, got {name!r}")
+        if value == ():
+            raise ValueError("must name at least one provider")
+        return value
+
+
+class OnnxBackend:
+    """An onnxruntime session. A model with a fixed batch axis gets whole batches, the last one padded."""
+
+    Options = OnnxOptions
+
+    def __init__(self, options: OnnxOptions) -> None:
+        self._options = options
+        self._session: Any = None
+        self._binding: CudaBinding | None = None
+        self._signature = OnnxSignature((), (), None, {})
+        self.inputs: Sequence[TensorSpec] = ()
+        self.outputs: Sequence[TensorSpec] = ()
+
+    def load(self, device: str, *, threads: int) -> None:
+        """Open the model with the providers asked for.
+
+        Raises DeviceError where one of them did not load, DataError or ContractError for the file.
+        """
+        path = self._options.path
+        if path is None:
+            raise JobFileError("model.path is required: the .onnx file")
+        check_onnx_files(path)
+        wanted = _wanted(self._options, device)
+        self._check_precision(path, wanted)
+        stream = None
+        if device.startswith("cuda") and _on_cuda(wanted):
+            # torch first: it brings the CUDA libraries that the provider needs.
+            import torch
+
+            stream = torch.cuda.Stream(torch.device(device))
+        self._session = self._open(path, wanted, threads=threads, stream=stream)
+        _check_loaded(self._session, wanted)
+        self._signature = read_signature(self._session, path)
+        self.inputs, self.outputs = self._signature.inputs, self._signature.outputs
+        if stream is not None:
+            self._bind(stream)
+
+    def forward(self, tensors: Tensors) -> dict[str, Any]:
+        """Run one batch; on CUDA it is only queued. Raises DataError or DeviceError."""
+        try:
+            if self._signature.batch is None:
+                return self._run(tensors)
+            return self._run_fixed(tensors, self._signature.batch)
+        except BatchinferError:
+            raise
+        # onnxruntime's errors have no base class of their own.
+        except Exception as error:
+            raise _run_error(error, tensors) from error
+
+    def close(self) -> None:
+        """Free the session."""
+        self._binding = None
+        self._session = None
+
+    def _check_precision(self, path: str, wanted: Sequence[str]) -> None:
+        precision = self._options.precision
+        if precision != "fp32" and "TensorrtExecutionProvider" not in wanted:
+            raise ContractError(
+                f"model.precision: {precision} cannot be chosen for {path}: an ONNX file has its precision in it",
+                hint=f"export the model in {precision} and leave model.precision out, or use "
+                "model.providers: [tensorrt, cuda]",
+            )
+
+    def _open(self, path: str, wanted: Sequence[str], *, threads: int, stream: Any) -> Any:
+        """Open a session. Raises DataError naming the file, or DeviceError."""
+        import onnxruntime
+
+        # What it would print on stderr is raised, with the way out.
+        onnxruntime.set_default_logger_severity(_FATAL)
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = _FATAL
+        settings.intra_op_num_threads = threads
+        settings.inter_op_num_threads = 1
+        settings.use_deterministic_compute = True
+        # A thread that spins takes the core that encodes the next rows.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        level = _LEVELS[self._options.graph_optimization]
+        settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+        missing = [name for name in wanted if name not in onnxruntime.get_available_providers()]
+        if missing:
+            raise DeviceError(
+                f"this onnxruntime {onnxruntime.__version__} has no {missing[0]}; it has "
+                f"{', '.join(onnxruntime.get_available_providers())}",
+                hint=f"install onnxruntime-gpu; {_WAY_OUT}",
+            )
+        providers = [(name, _provider_options(self._options, name, stream)) for name in wanted]
+        try:
+            return onnxruntime.InferenceSession(path, settings, providers=providers, enable_fallback=0)
+        except Exception as error:
+            if _is_device_trouble(error):
+                raise DeviceError(f"{path} cannot be loaded: {_first_line(error)}", hint=_WAY_OUT) from error
+            raise DataError(f"{path} is no model that onnxruntime can load: {_first_line(error)}") from error
+
+    def _bind(self, stream: Any) -> None:
+        import onnxruntime
+
+        for spec in (*self.inputs, *self.outputs):
+            if spec.dtype == "string":
+                raise ContractError(
+                    f"`{spec}` of {self._options.path} holds text, which no GPU computes on",
+                    hint="model.providers: [cpu]",
+                )
+        options = onnxruntime.RunOptions()
+        # The events of the streams order the work; waiting here would stop the pipeline.
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._binding = CudaBinding(self._session, self._signature, stream=stream, options=options)
+
+    def _run(self, tensors: Tensors) -> dict[str, Any]:
+        given = {spec.name: tensors[spec.name] for spec in self.inputs}
+        if self._binding is not None:
+            return self._binding.run(given)
+        host = {name: _host(value) for name, value in given.items()}
+        names = [spec.name for spec in self.outputs]
+        results = self._session.run(names, host)
+        return {
+            spec.name: pa.array(value.tolist(), pa.string()) if spec.dtype == "string" else value
+            for spec, value in zip(self.outputs, results, strict=True)
+        }
+
+    def _run_fixed(self, tensors: Tensors, size: int) -> dict[str, Any]:
+        """Run a model that takes exactly `size` rows: the last rows are filled up and cut off again."""
+        num_rows = len(next(iter(tensors.values())))
+        pieces = []
+        for start in range(0, num_rows, size):
+            given = {name: _filled(value[start : start + size], size) for name, value in tensors.items()}
+            rows = min(size, num_rows - start)
+            pieces.append({name: value[:rows] for name, value in self._run(given).items()})
+        return {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _wanted(options: OnnxOptions, device: str) -> list[str]:
+    """Return the full provider names asked for. Raises DeviceError for a GPU's on a CPU."""
+    default = ("cuda",) if device.startswith("cuda") else ("cpu",)
+    wanted = [_PROVIDERS.get(name, name) for name in options.providers or default]
+    if device == "cpu" and _on_cuda(wanted):
+        name = next(name for name in wanted if name in _ON_CUDA)
+        why = _why_not(name) or "compute.devices gives this worker the CPU"
+        raise DeviceError(f"model.providers asks for {name}, but there is no GPU here: {why}", hint=_WAY_OUT)
+    return wanted
+
+
+def _on_cuda(providers: Sequence[str]) -> bool:
+    return any(name in _ON_CUDA for name in providers)
+
+
+def _provider_options(options: OnnxOptions, name: str, stream: Any) -> dict[str, str]:
+    if stream is None or name not in _ON_CUDA:
+        return {}
+    chosen = {"device_id": str(stream.device.index), "user_compute_stream": str(stream.cuda_stream)}
+    if name == "CUDAExecutionProvider":
+        chosen["use_tf32"] = str(int(options.tf32))
+    if name == "TensorrtExecutionProvider" and options.precision != "fp32":
+        chosen[f"trt_{options.precision}_enable"] = "1"
+    return chosen
+
+
+def _check_loaded(session: Any, wanted: Sequence[str]) -> None:
+    """Raise DeviceError where onnxruntime left out a provider, which it does without an error."""
+    loaded = session.get_providers()
+    for name in wanted:
+        if name not in loaded:
+            why = _why_not(name) or "its library loads, but finds no usable GPU (driver, CUDA version)"
+            raise DeviceError(f"onnxruntime could not load {name}: {why}", hint=_WAY_OUT)
+
+
+def _why_not(provider: str) -> str | None:
+    """Load a provider's library as onnxruntime does, and return what the linker says, or None."""
+    import onnxruntime
+
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    library = folder / f"libonnxruntime_providers_{_ON_CUDA.get(provider, provider)}.so"
+    if provider in _ON_CUDA and not library.is_file():
+        return f"this onnxruntime {onnxruntime.__version__} is built without it (install onnxruntime-gpu)"
+    try:
+        if library.is_file():
+            ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
+            ctypes.CDLL(str(library))
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _is_device_trouble(error: Exception) -> bool:
+    text = str(error)
+    marks = ("CUDA", "CUDNN", "cuBLAS", "Failed to allocate memory", "EP_FAIL")
+    return any(mark in text for mark in marks)
+
+
+def _run_error(error: Exception, tensors: Mapping[str, Any]) -> BatchinferError:
+    shapes = ", ".join(
+        f"{name} {list(getattr(value, 'shape', (len(value),)))}" for name, value in tensors.items()
+    )
+    if _is_device_trouble(error):
+        return DeviceError(
+            f"the device failed on a batch of {shapes}: {_first_line(error)}",
+            hint="try a smaller batching.size",
+        )
+    return DataError(f"the model refused a batch of {shapes}: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _host(value: Any) -> Any:
+    """Return an input as an ndarray: of a device's tensor a copy, of texts one of objects."""
+    if isinstance(value, (pa.Array, pa.ChunkedArray)):
+        return value.to_numpy(zero_copy_only=False).astype(object)
+    return value if isinstance(value, np.ndarray) else value.cpu().numpy()
+
+
+def _filled(value: Any, size: int) -> Any:
+    """Repeat the last row up to `size` rows."""
+    num_missing = size - len(value)
+    if not num_missing:
+        return value
+    if isinstance(value, np.ndarray):
+        return np.concatenate([value, np.repeat(value[-1:], num_missing, axis=0)])
+    if isinstance(value, pa.Array):
+        return pa.concat_arrays([value, *[value[-1:]] * num_missing])
+    import torch
+
+    return torch.cat([value, value[-1:].expand(num_missing, *value.shape[1:])])
+
+
+def _joined(pieces: list[Any]) -> Any:
+    if len(pieces) == 1:
+        return pieces[0]
+    if isinstance(pieces[0], np.ndarray):
+        return np.concatenate(pieces)
+    if isinstance(pieces[0], pa.Array):
+        return pa.concat_arrays(pieces)
+    import torch
+
+    return torch.cat(pieces)

@@ -1,0 +1,185 @@
+"""The GPUs that this process may compute on, and how they are doing, as NVML tells.
+
+A machine without an NVIDIA driver simply has none. Whatever one GPU cannot tell is None.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_MIG_ENABLED = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """A GPU (or a MIG slice of one). `index` is the N of `cuda:N` in this process."""
+
+    index: int
+    uuid: str
+    name: str
+    memory_total_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSample:
+    """A GPU at one moment. `energy_joules` counts since its driver was loaded."""
+
+    utilization_ratio: float | None = None
+    memory_used_bytes: int | None = None
+    temperature_celsius: float | None = None
+    power_watts: float | None = None
+    energy_joules: float | None = None
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """Return the GPUs that CUDA will number 0, 1, ... here; empty where there is none.
+
+    `CUDA_VISIBLE_DEVICES` is followed as CUDA follows it. The order is NVML's, which is CUDA's on a
+    machine with equal GPUs (elsewhere, set `CUDA_DEVICE_ORDER=PCI_BUS_ID`).
+    """
+    nvml, _ = _library()
+    if nvml is None:
+        return ()
+    return tuple(_describe(nvml, index, handle) for index, handle in enumerate(_visible(nvml)))
+
+
+def sample(gpu: Gpu) -> GpuSample:
+    """Ask a GPU how it is doing. Takes about a millisecond; never raises."""
+    nvml, _ = _library()
+    handle = nvml and _ask(nvml, "nvmlDeviceGetHandleByUUID", gpu.uuid)
+    if handle is None:
+        return GpuSample()
+    rates = _ask(nvml, "nvmlDeviceGetUtilizationRates", handle)
+    memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
+    return GpuSample(
+        utilization_ratio=None if rates is None else rates.gpu / 100,
+        memory_used_bytes=None if memory is None else int(memory.used),
+        temperature_celsius=_temperature(nvml, handle),
+        power_watts=_thousandths(_ask(nvml, "nvmlDeviceGetPowerUsage", handle)),
+        energy_joules=_thousandths(_ask(nvml, "nvmlDeviceGetTotalEnergyConsumption", handle)),
+    )
+
+
+def problem() -> str | None:
+    """Say why NVML does not work although its library is installed; None where all is well."""
+    nvml, trouble = _library()
+    if nvml is not None or trouble is None or trouble.endswith("LibraryNotFound"):
+        return None
+    return f"the NVIDIA driver is installed but does not answer ({trouble.removeprefix('NVMLError_')})"
+
+
+def _library() -> tuple[Any, str | None]:
+    """Return pynvml, ready for calls; or None and the name of what went wrong."""
+    try:
+        with warnings.catch_warnings():
+            # The deprecated namesake of nvidia-ml-py warns at import; it serves as well.
+            warnings.simplefilter("ignore")
+            import pynvml
+    except ImportError:
+        return None, None
+    try:
+        # Counts its callers, so calling it again costs nothing.
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return None, type(error).__name__
+    return pynvml, None
+
+
+def _ask(nvml: Any, function: str, *args: Any) -> Any:
+    """Call one function of NVML; None where this driver, GPU, slice or user may not."""
+    try:
+        return getattr(nvml, function)(*args)
+    except (nvml.NVMLError, AttributeError):
+        return None
+
+
+def _visible(nvml: Any) -> list[Any]:
+    """Return the handles of the devices that CUDA shows this process, in its order."""
+    whole = [_ask(nvml, "nvmlDeviceGetHandleByIndex", index) for index in range(nvml.nvmlDeviceGetCount())]
+    # In a container NVML may count GPUs that it then refuses to hand out.
+    cards = [_Card(handle, *_slices(nvml, handle)) for handle in whole if handle is not None]
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if asked is None:
+        chosen = [device for card in cards for device in card.devices]
+    else:
+        chosen = _chosen([token.strip() for token in asked.split(",")], cards, lambda h: _uuid(nvml, h))
+    slices = [device for device in chosen if any(card.sliced and device in card.devices for card in cards)]
+    # CUDA gives a process one slice, and then no whole GPU beside it.
+    return slices[:1] or chosen
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """A physical GPU: itself, or the slices that CUDA sees in its place."""
+
+    handle: Any
+    sliced: bool
+    devices: list[Any]
+
+
+def _slices(nvml: Any, handle: Any) -> tuple[bool, list[Any]]:
+    mode = _ask(nvml, "nvmlDeviceGetMigMode", handle)
+    if mode is None or mode[0] != _MIG_ENABLED:
+        return False, [handle]
+    count = _ask(nvml, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0
+    found = [_ask(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", handle, index) for index in range(count)]
+    return True, [device for device in found if device is not None]
+
+
+def _chosen(tokens: Sequence[str], cards: Sequence[_Card], uuid_of: Callable[[Any], str]) -> list[Any]:
+    """Follow `CUDA_VISIBLE_DEVICES`: numbers and UUID prefixes, up to the first that means nothing."""
+    chosen: list[Any] = []
+    for token in tokens:
+        if token.isdecimal():
+            found = cards[int(token)].devices[:1] if int(token) < len(cards) else []
+        elif token.startswith("GPU-"):
+            found = [
+                card.devices[0] for card in cards if card.devices and uuid_of(card.handle).startswith(token)
+            ]
+        elif token.startswith("MIG-"):
+            slices = [device for card in cards if card.sliced for device in card.devices]
+            found = [device for device in slices if uuid_of(device).startswith(token)]
+        else:
+            found = []
+        if len(found) != 1:
+            break
+        if found[0] in chosen:
+            return []  # CUDA shows nothing where one is named twice
+        chosen += found
+    return chosen
+
+
+def _describe(nvml: Any, index: int, handle: Any) -> Gpu:
+    memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
+    return Gpu(
+        index=index,
+        uuid=_uuid(nvml, handle),
+        name=_text(_ask(nvml, "nvmlDeviceGetName", handle)) or "NVIDIA GPU",
+        memory_total_bytes=None if memory is None else int(memory.total),
+    )
+
+
+def _uuid(nvml: Any, handle: Any) -> str:
+    return _text(_ask(nvml, "nvmlDeviceGetUUID", handle))
+
+
+def _temperature(nvml: Any, handle: Any) -> float | None:
+    # The first is for new drivers, the second goes away with CUDA 14.
+    for function in ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature"):
+        found = _ask(nvml, function, handle, nvml.NVML_TEMPERATURE_GPU)
+        if found is not None:
+            return float(found)
+    return None
+
+
+def _thousandths(value: int | None) -> float | None:
+    return None if value is None else value / 1000
+
+
+def _text(value: bytes | str | None) -> str:
+    """Return text: older bindings give bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value or ""

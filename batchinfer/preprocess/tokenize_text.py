@@ -1,0 +1,156 @@
+"""`tokenize`: texts to token ids, as ragged columns; the loader pads them batch by batch."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from batchinfer.data import Encoded, ErrorCode, Failure
+from batchinfer.errors import ContractError
+from batchinfer.options import ContentPath, Field, Options
+from batchinfer.preprocess.appending import with_column, with_field
+
+Part = Literal["input_ids", "attention_mask", "token_type_ids"]
+
+
+class TokenizeOptions(Options):
+    """Text to token ids."""
+
+    column: str
+    """The text column."""
+
+    tokenizer: ContentPath
+    """A `tokenizer.json`."""
+
+    max_length: int = Field(default=256, ge=1)
+    """Tokens of a row at most, special tokens included; longer texts are cut."""
+
+    pair_column: str | None = None
+    """A second text, joined as the tokenizer joins pairs."""
+
+    truncation_side: Literal["right", "left"] = "right"
+    """Which end of a long text is cut off."""
+
+    add_special_tokens: bool = True
+    """Add what the tokenizer adds around a text ([CLS], [SEP], <s>)."""
+
+    nulls: Literal["error", "empty"] = "error"
+    """A row without text fails (error), or counts as an empty text."""
+
+    outputs: tuple[Part, ...] = ("input_ids", "attention_mask", "token_type_ids")
+    """Columns to add, each list<int64>."""
+
+
+class Tokenize:
+    """Encodes with the tokenizers library, whose threads need no GIL."""
+
+    Options = TokenizeOptions
+    shorthand: ClassVar[str] = "column"
+
+    def __init__(self, options: TokenizeOptions) -> None:
+        self._options = options
+
+    def input_columns(self) -> frozenset[str]:
+        """The text column or columns."""
+        return frozenset(self._texts)
+
+    def output_schema(self, schema: pa.Schema) -> pa.Schema:
+        """Add a ragged column for each output. Raises ContractError where there is no text or tokenizer."""
+        for name in self._texts:
+            type_ = schema.field(name).type
+            value = type_.value_type if pa.types.is_dictionary(type_) else type_
+            if not (pa.types.is_string(value) or pa.types.is_large_string(value)):
+                raise ContractError(
+                    f"column {name!r} has type {type_}, not string", hint="cast it to text by a prompt step"
+                )
+        for name in self._options.outputs:
+            schema = with_field(schema, self._field(name))
+        return schema
+
+    def encode(self, rows: pa.RecordBatch) -> Encoded:
+        """Tokenize texts. A row whose text is null fails, unless nulls count as empty."""
+        texts = [_strings(rows[name]) for name in self._texts]
+        failed: dict[int, Failure] = {}
+        if self._options.nulls == "error":
+            for name, values in zip(self._texts, texts, strict=True):
+                for row, value in enumerate(values):
+                    if value is None:
+                        message = f"column {name!r} is null (set nulls: empty to take it as an empty text)"
+                        failed.setdefault(row, Failure(ErrorCode.SCHEMA, message))
+        plain = [[value or "" for value in values] for values in texts]
+        inputs: list[Any] = plain[0] if len(plain) == 1 else list(zip(*plain, strict=True))
+        encodings = self._tokenizer.encode_batch_fast(
+            inputs, add_special_tokens=self._options.add_special_tokens
+        )
+        offsets = np.zeros(len(encodings) + 1, np.int32)
+        np.cumsum([len(encoding) for encoding in encodings], out=offsets[1:])
+        for name in self._options.outputs:
+            flat = self._values(name, encodings, int(offsets[-1]))
+            column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+            rows = with_column(rows, self._field(name), column)
+        return Encoded(rows, failed)
+
+    @property
+    def _texts(self) -> tuple[str, ...]:
+        pair = self._options.pair_column
+        return (self._options.column,) if pair is None else (self._options.column, pair)
+
+    def _values(self, name: Part, encodings: list[Any], num_tokens: int) -> np.ndarray[Any, Any]:
+        if name == "attention_mask":
+            return np.ones(num_tokens, np.int64)
+        attribute = "ids" if name == "input_ids" else "type_ids"
+        parts = [getattr(encoding, attribute) for encoding in encodings]
+        return np.fromiter(itertools.chain.from_iterable(parts), np.int64, num_tokens)
+
+    def _field(self, name: Part) -> pa.Field:
+        """Return the column's field; its metadata tell the loader what to pad with."""
+        pad = str(self._pad_id) if name == "input_ids" else "0"
+        return pa.field(name, pa.list_(pa.int64()), metadata={"pad": pad})
+
+    @functools.cached_property
+    def _pad_id(self) -> int:
+        return self._loaded[1]
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self._loaded[0]
+
+    @functools.cached_property
+    def _loaded(self) -> tuple[Any, int]:
+        """Load the tokenizer, without the padding and truncation that its file may ask for."""
+        import tokenizers
+
+        path = Path(self._options.tokenizer)
+        if not path.is_file():
+            raise ContractError(
+                f"there is no tokenizer at {path}", hint="a model's folder usually holds a tokenizer.json"
+            )
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise ContractError(f"not a tokenizer.json: {error}", where=str(path)) from error
+        padding = tokenizer.padding
+        pad_id = int(padding["pad_id"]) if padding else _pad_token(tokenizer)
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self._options.max_length, direction=self._options.truncation_side)
+        return tokenizer, pad_id
+
+
+def _pad_token(tokenizer: Any) -> int:
+    """Find the id of the padding token by its usual names; 0 is what is left."""
+    for token in ("[PAD]", "<pad>", "<|endoftext|>"):
+        found = tokenizer.token_to_id(token)
+        if found is not None:
+            return int(found)
+    return 0
+
+
+def _strings(column: pa.Array) -> list[str | None]:
+    plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    values: list[str | None] = plain.to_pylist()
+    return values
