@@ -79,11 +79,18 @@ class Warned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished:
-    """The last word. `complete` says that every unit of the plan is committed."""
+    """The last word. `complete` says that every unit of the plan is committed.
+
+    `rows_ok`, `rows_error` and `rows_filtered` are those of the whole output, earlier runs included;
+    None where nobody has counted it.
+    """
 
     exit_code: int
     seconds: float
     complete: bool
+    rows_ok: int | None = None
+    rows_error: int | None = None
+    rows_filtered: int | None = None
 
 
 Event: TypeAlias = (

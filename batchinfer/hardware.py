@@ -99,7 +99,8 @@ def _ask(nvml: Any, function: str, *args: Any) -> Any:
 
 def _visible(nvml: Any) -> list[Any]:
     """Return the handles of the devices that CUDA shows this process, in its order."""
-    whole = [_ask(nvml, "nvmlDeviceGetHandleByIndex", index) for index in range(nvml.nvmlDeviceGetCount())]
+    count = _ask(nvml, "nvmlDeviceGetCount") or 0
+    whole = [_ask(nvml, "nvmlDeviceGetHandleByIndex", index) for index in range(count)]
     # In a container NVML may count GPUs that it then refuses to hand out.
     cards = [_Card(handle, *_slices(nvml, handle)) for handle in whole if handle is not None]
     asked = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from batchinfer.backends.fixed_batch import in_batches_of
 from batchinfer.backends.onnx_binding import CudaBinding
 from batchinfer.backends.onnx_files import check_onnx_files
+from batchinfer.backends.onnx_providers import (
+    CUDA_PROVIDERS,
+    PROVIDERS,
+    WAY_OUT,
+    check_loaded,
+    on_cuda,
+    wanted_providers,
+)
 from batchinfer.backends.onnx_signature import OnnxSignature, read_signature
+from batchinfer.backends.torch_device import torch_device
 from batchinfer.config.sections import ModelOptions
 from batchinfer.errors import BatchinferError, ContractError, DataError, DeviceError, JobFileError
 from batchinfer.options import field_validator
@@ -20,16 +28,6 @@ from batchinfer.options import field_validator
 if TYPE_CHECKING:
     from batchinfer.data import Tensors, TensorSpec
 
-_PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
-_ON_CUDA = {
-    "CUDAExecutionProvider": "cuda",
-    "TensorrtExecutionProvider": "tensorrt",
-    "NvTensorRTRTXExecutionProvider": "nv_tensorrt_rtx",
-}
 _LEVELS = {
     "all": "ORT_ENABLE_ALL",
     "extended": "ORT_ENABLE_EXTENDED",
@@ -37,7 +35,6 @@ _LEVELS = {
     "none": "ORT_DISABLE_ALL",
 }
 _FATAL = 4
-_WAY_OUT = "`batchinfer doctor` shows what is missing; model.providers: [cpu] computes on the CPU"
 
 
 class OnnxOptions(ModelOptions):
@@ -60,7 +57,7 @@ class OnnxOptions(ModelOptions):
     @classmethod
     def _named(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for name in value or ():
-            if name not in _PROVIDERS and not name.endswith("ExecutionProvider"):
+            if name not in PROVIDERS and not name.endswith("ExecutionProvider"):
                 raise ValueError(f"must be cpu, cuda, tensorrt or end in ExecutionProvider, got {name!r}")
         if value == ():
             raise ValueError("must name at least one provider")
@@ -89,16 +86,16 @@ class OnnxBackend:
         if path is None:
             raise JobFileError("model.path is required: the .onnx file")
         check_onnx_files(path)
-        wanted = _wanted(self._options, device)
+        wanted = wanted_providers(self._options.providers, device)
         self._check_precision(path, wanted)
         stream = None
-        if device.startswith("cuda") and _on_cuda(wanted):
+        if device.startswith("cuda") and on_cuda(wanted):
             # torch first: it brings the CUDA libraries that the provider needs.
             import torch
 
-            stream = torch.cuda.Stream(torch.device(device))
+            stream = torch.cuda.Stream(torch_device(device))
         self._session = self._open(path, wanted, threads=threads, stream=stream)
-        _check_loaded(self._session, wanted)
+        check_loaded(self._session, wanted)
         self._signature = read_signature(self._session, path)
         self.inputs, self.outputs = self._signature.inputs, self._signature.outputs
         if stream is not None:
@@ -109,7 +106,7 @@ class OnnxBackend:
         try:
             if self._signature.batch is None:
                 return self._run(tensors)
-            return self._run_fixed(tensors, self._signature.batch)
+            return in_batches_of(self._signature.batch, tensors, self._run)
         except BatchinferError:
             raise
         # onnxruntime's errors have no base class of their own.
@@ -125,7 +122,8 @@ class OnnxBackend:
         precision = self._options.precision
         if precision != "fp32" and "TensorrtExecutionProvider" not in wanted:
             raise ContractError(
-                f"model.precision: {precision} cannot be chosen for {path}: an ONNX file has its precision in it",
+                f"model.precision: {precision} cannot be chosen for {path}: "
+                "an ONNX file has its precision in it",
                 hint=f"export the model in {precision} and leave model.precision out, or use "
                 "model.providers: [tensorrt, cuda]",
             )
@@ -150,14 +148,14 @@ class OnnxBackend:
             raise DeviceError(
                 f"this onnxruntime {onnxruntime.__version__} has no {missing[0]}; it has "
                 f"{', '.join(onnxruntime.get_available_providers())}",
-                hint=f"install onnxruntime-gpu; {_WAY_OUT}",
+                hint=f"install onnxruntime-gpu; {WAY_OUT}",
             )
         providers = [(name, _provider_options(self._options, name, stream)) for name in wanted]
         try:
             return onnxruntime.InferenceSession(path, settings, providers=providers, enable_fallback=0)
         except Exception as error:
             if _is_device_trouble(error):
-                raise DeviceError(f"{path} cannot be loaded: {_first_line(error)}", hint=_WAY_OUT) from error
+                raise DeviceError(f"{path} cannot be loaded: {_first_line(error)}", hint=WAY_OUT) from error
             raise DataError(f"{path} is no model that onnxruntime can load: {_first_line(error)}") from error
 
     def _bind(self, stream: Any) -> None:
@@ -186,34 +184,9 @@ class OnnxBackend:
             for spec, value in zip(self.outputs, results, strict=True)
         }
 
-    def _run_fixed(self, tensors: Tensors, size: int) -> dict[str, Any]:
-        """Run a model that takes exactly `size` rows: the last rows are filled up and cut off again."""
-        num_rows = len(next(iter(tensors.values())))
-        pieces = []
-        for start in range(0, num_rows, size):
-            given = {name: _filled(value[start : start + size], size) for name, value in tensors.items()}
-            rows = min(size, num_rows - start)
-            pieces.append({name: value[:rows] for name, value in self._run(given).items()})
-        return {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
-
-
-def _wanted(options: OnnxOptions, device: str) -> list[str]:
-    """Return the full provider names asked for. Raises DeviceError for a GPU's on a CPU."""
-    default = ("cuda",) if device.startswith("cuda") else ("cpu",)
-    wanted = [_PROVIDERS.get(name, name) for name in options.providers or default]
-    if device == "cpu" and _on_cuda(wanted):
-        name = next(name for name in wanted if name in _ON_CUDA)
-        why = _why_not(name) or "compute.devices gives this worker the CPU"
-        raise DeviceError(f"model.providers asks for {name}, but there is no GPU here: {why}", hint=_WAY_OUT)
-    return wanted
-
-
-def _on_cuda(providers: Sequence[str]) -> bool:
-    return any(name in _ON_CUDA for name in providers)
-
 
 def _provider_options(options: OnnxOptions, name: str, stream: Any) -> dict[str, str]:
-    if stream is None or name not in _ON_CUDA:
+    if stream is None or name not in CUDA_PROVIDERS:
         return {}
     chosen = {"device_id": str(stream.device.index), "user_compute_stream": str(stream.cuda_stream)}
     if name == "CUDAExecutionProvider":
@@ -221,32 +194,6 @@ def _provider_options(options: OnnxOptions, name: str, stream: Any) -> dict[str,
     if name == "TensorrtExecutionProvider" and options.precision != "fp32":
         chosen[f"trt_{options.precision}_enable"] = "1"
     return chosen
-
-
-def _check_loaded(session: Any, wanted: Sequence[str]) -> None:
-    """Raise DeviceError where onnxruntime left out a provider, which it does without an error."""
-    loaded = session.get_providers()
-    for name in wanted:
-        if name not in loaded:
-            why = _why_not(name) or "its library loads, but finds no usable GPU (driver, CUDA version)"
-            raise DeviceError(f"onnxruntime could not load {name}: {why}", hint=_WAY_OUT)
-
-
-def _why_not(provider: str) -> str | None:
-    """Load a provider's library as onnxruntime does, and return what the linker says, or None."""
-    import onnxruntime
-
-    folder = Path(onnxruntime.__file__).parent / "capi"
-    library = folder / f"libonnxruntime_providers_{_ON_CUDA.get(provider, provider)}.so"
-    if provider in _ON_CUDA and not library.is_file():
-        return f"this onnxruntime {onnxruntime.__version__} is built without it (install onnxruntime-gpu)"
-    try:
-        if library.is_file():
-            ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
-            ctypes.CDLL(str(library))
-    except OSError as error:
-        return str(error)
-    return None
 
 
 def _is_device_trouble(error: Exception) -> bool:
@@ -276,29 +223,3 @@ def _host(value: Any) -> Any:
     if isinstance(value, (pa.Array, pa.ChunkedArray)):
         return value.to_numpy(zero_copy_only=False).astype(object)
     return value if isinstance(value, np.ndarray) else value.cpu().numpy()
-
-
-def _filled(value: Any, size: int) -> Any:
-    """Repeat the last row up to `size` rows."""
-    num_missing = size - len(value)
-    if not num_missing:
-        return value
-    if isinstance(value, np.ndarray):
-        return np.concatenate([value, np.repeat(value[-1:], num_missing, axis=0)])
-    if isinstance(value, pa.Array):
-        return pa.concat_arrays([value, *[value[-1:]] * num_missing])
-    import torch
-
-    return torch.cat([value, value[-1:].expand(num_missing, *value.shape[1:])])
-
-
-def _joined(pieces: list[Any]) -> Any:
-    if len(pieces) == 1:
-        return pieces[0]
-    if isinstance(pieces[0], np.ndarray):
-        return np.concatenate(pieces)
-    if isinstance(pieces[0], pa.Array):
-        return pa.concat_arrays(pieces)
-    import torch
-
-    return torch.cat(pieces)

@@ -40,11 +40,11 @@ class OnnxSignature:
 
     def output_shape(self, name: str, given: Mapping[str, Sequence[int]]) -> tuple[int, ...] | None:
         """Return an output's shape for inputs of these shapes, or None where only a run can tell."""
-        known: dict[str, int] = {}
-        for spec in self.inputs:
-            for symbol, size in zip(self.symbols[f"in {spec.name}"], given[spec.name], strict=True):
-                if isinstance(symbol, str):
-                    known[symbol] = size
+        known = {
+            symbol: size
+            for spec in self.inputs
+            for symbol, size in zip(self.symbols[f"in {spec.name}"], given[spec.name], strict=True)
+        }
         sizes = [known.get(size) if isinstance(size, str) else size for size in self.symbols[f"out {name}"]]
         whole = tuple(size for size in sizes if size is not None)
         return whole if len(whole) == len(sizes) else None

@@ -14,6 +14,7 @@ KeyPath: TypeAlias = tuple[str | int, ...]
 
 _LONGEST_SHOWN = 60
 _MOST_SHOWN = 100
+_MOST_KEPT = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class Problems:
     labels: Mapping[KeyPath, str] = field(default_factory=dict)
     """Places outside the file, for keys that came from the command line."""
 
-    found: list[tuple[Place, KeyPath, str, str]] = field(default_factory=list)
+    found: dict[tuple[Place, KeyPath, str, str], None] = field(default_factory=dict)
+    """(place, path, message, origin), each once, in the order in which they were found."""
 
     def add(
         self, path: KeyPath, message: str, *, place: Place | None = None, label: str | None = None
@@ -42,9 +44,10 @@ class Problems:
         if place is None and label is None:
             label = self.label(path)
         where = place or self.nearest(path) or Place(0, 0)
-        problem = (where, path, message, label or self.origin)
-        if problem not in self.found:
-            self.found.append(problem)
+        self.found[where, path, message, label or self.origin] = None
+        # A file with so many is no job file; collecting on would cost minutes.
+        if len(self.found) >= _MOST_KEPT:
+            self.raise_if_any()
 
     def label(self, path: KeyPath) -> str | None:
         """Return the command-line place of a key, or of the nearest key above it."""

@@ -67,7 +67,6 @@ def _is_options(cls: Any, shorthand: str, value: Any) -> bool:
     """Say whether a value is a mapping of options, and not itself the shorthand's value."""
     if not isinstance(value, Mapping):
         return False
-    takes_mapping = any(
-        get_origin(plain(arm)) is dict for arm in arms(cls.model_fields[shorthand].annotation)
-    )
-    return not takes_mapping or not value or any(key in cls.model_fields for key in value)
+    fields = {field.alias or name: field for name, field in cls.model_fields.items()}
+    takes_mapping = any(get_origin(plain(arm)) is dict for arm in arms(fields[shorthand].annotation))
+    return not takes_mapping or not value or any(key in fields for key in value)

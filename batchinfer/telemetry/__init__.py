@@ -1,1 +1,57 @@
 """What a person sees of a run: progress, metrics, logs. Listens to events, never stands in the loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TextIO
+
+from batchinfer.events import Warned
+from batchinfer.telemetry.devices import Devices
+from batchinfer.telemetry.tally import Tally
+
+if TYPE_CHECKING:
+    from batchinfer.config.sections import ObserveOptions
+    from batchinfer.protocols import Observer
+
+__all__ = ["make_observers"]
+
+
+def make_observers(
+    observe: ObserveOptions, *, job: str, interactive: bool, log_format: str, stream: TextIO | None
+) -> list[Observer]:
+    """Return the observers of a run, in the order in which they must hear its events and be closed.
+
+    `interactive` says that `stream` is a terminal that can be drawn over; `log_format` is "text" or
+    "json", and JSON is written to a terminal too. A stream of None (standard error was closed) takes
+    everything and shows nothing.
+    """
+    tally, devices = Tally(), Devices()
+    display: Observer
+    if interactive and log_format == "text":
+        from batchinfer.telemetry.live import LiveProgress
+
+        display = LiveProgress(tally, stream=stream, devices=devices)
+    else:
+        from batchinfer.telemetry.lines import LineProgress
+
+        display = LineProgress(
+            tally,
+            stream=stream,
+            devices=devices,
+            job=job,
+            interval_s=observe.interval,
+            log_format="json" if log_format == "json" else "text",
+        )
+    if observe.pushgateway is None:
+        return [tally, display]
+
+    from batchinfer.telemetry.metrics import run_registry
+    from batchinfer.telemetry.push import Pushgateway
+
+    def warn(message: str) -> None:
+        for observer in (tally, display):
+            observer.on_event(Warned(code="pushgateway", message=message))
+
+    registry = run_registry(tally, devices)
+    push = Pushgateway(observe.pushgateway, job=job, registry=registry, warn=warn)
+    # The last push may have something to say, and the display has the last word.
+    return [tally, push, display]

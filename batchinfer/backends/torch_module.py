@@ -1,0 +1,235 @@
+"""PyTorch models: a module of the job's own with safetensors weights, an exported program, or TorchScript."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from batchinfer.backends import torch_files, torch_signature
+from batchinfer.backends.fixed_batch import in_batches_of
+from batchinfer.backends.torch_device import torch_device
+from batchinfer.backends.torch_values import named_values, run_error, to_host, to_tensor
+from batchinfer.backends.type_text import SpecTexts, checked, parse_specs
+from batchinfer.config.sections import ModelOptions
+from batchinfer.data import TensorSpec
+from batchinfer.errors import BatchinferError, ContractError, DataError
+from batchinfer.options import Field, Options, field_validator
+from batchinfer.tensors import NUMERIC
+
+if TYPE_CHECKING:
+    from batchinfer.data import Tensors
+
+_IMAGE_AXES = 4
+_WRITE = 'model: {signature: {inputs: {x: "float32[?, 4]"}, outputs: {y: "float32[?, 3]"}}}'
+
+
+class TorchSignature(Options):
+    """What a model takes and gives, where its file does not say."""
+
+    inputs: SpecTexts | None = None
+    """Input -> type, such as `pixels: "float32[?, 3, 224, 224]"`, in the order of forward's arguments; ? is
+    an axis that varies. By default the names are forward's, and any dtype and shape will do."""
+
+    outputs: SpecTexts | None = None
+    """Output -> type, in the order in which they are returned. By default found by running two rows of
+    zeros, where every size of every input is known."""
+
+    @field_validator("inputs", "outputs")
+    @classmethod
+    def _known_types(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        return None if value is None else checked(value)
+
+
+class TorchOptions(ModelOptions):
+    """A .pt2 or .pt file (with allow_unsafe_model), or `entry` with or without weights in `path`."""
+
+    backend: Literal["torch"] = "torch"
+    """torch"""
+
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of `entry`."""
+
+    signature: TorchSignature = Field(default_factory=TorchSignature)
+    """What the model takes and gives. Needed unless `path` is a .pt2."""
+
+    compile: bool = False
+    """Compile the model with torch.compile: the first batch of a shape takes long, later ones less."""
+
+    channels_last: bool = False
+    """Keep images as rows of pixels in memory: often faster for convolutions."""
+
+
+class TorchBackend:
+    """A torch module in inference mode. Results keep the names of `signature`, or the model's own."""
+
+    Options = TorchOptions
+
+    def __init__(self, options: TorchOptions) -> None:
+        self._options = options
+        self._module: Any = None
+        self._device: Any = None
+        self._half: Any = None
+        self._batch: int | None = None
+        self._by_name = False
+        self.inputs: Sequence[TensorSpec] = ()
+        self.outputs: Sequence[TensorSpec] = ()
+
+    def load(self, device: str, *, threads: int) -> None:
+        """Load the module on `device`. Raises DeviceError, JobFileError, ContractError or DataError."""
+        import torch
+
+        options = self._options
+        self._device = torch_device(device)
+        torch.set_num_threads(threads)
+        self._half = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[options.precision]
+        module, form = torch_files.open_module(
+            options.path, options.entry, options.args, allow_unsafe=options.allow_unsafe_model
+        )
+        if form == "exported":
+            module = self._exported(module)
+        else:
+            module.eval()
+            self._declare_inputs(module)
+        if self._half is not None:
+            module.to(self._half)
+        module.to(self._device)
+        if options.channels_last:
+            module.to(memory_format=torch.channels_last)
+        self._by_name = torch_signature.takes_names(module, [spec.name for spec in self.inputs])
+        self._module = torch.compile(module) if options.compile else module
+        self._declare_outputs()
+
+    def forward(self, tensors: Tensors) -> dict[str, Any]:
+        """Run one batch; on CUDA it is only queued. Raises DataError or DeviceError."""
+        try:
+            if self._batch is None:
+                return self._run(tensors)
+            return in_batches_of(self._batch, tensors, self._run)
+        except BatchinferError:
+            raise
+        # A module may raise anything.
+        except Exception as error:
+            raise run_error(error, tensors) from error
+
+    def close(self) -> None:
+        """Free the module."""
+        self._module = None
+
+    def _exported(self, program: Any) -> Any:
+        """Return an exported program as a module on the device; its file says what it takes and gives."""
+        path = str(self._options.path)
+        if self._half is not None:
+            raise ContractError(
+                f"model.precision: {self._options.precision} cannot be chosen for {path}: an exported "
+                "program has its precision in it",
+                hint="export the model in that precision and leave model.precision out",
+            )
+        if self._device.type == "cuda":
+            from torch.export.passes import move_to_device_pass
+
+            program = move_to_device_pass(program, str(self._device))
+        found = torch_signature.exported_signature(program, path)
+        self.inputs, self.outputs, self._batch = found.inputs, found.outputs, found.batch
+        return program.module()
+
+    def _declare_inputs(self, module: Any) -> None:
+        given = self._options.signature.inputs
+        if given is not None:
+            self.inputs = parse_specs(given)
+        else:
+            names, _ = torch_signature.forward_names(module)
+            self.inputs = tuple(TensorSpec(name, "any", (None,)) for name in names)
+        _check_numbers(self.inputs)
+        if not self.inputs:
+            raise ContractError("the model's forward takes no named arguments", hint=f"write {_WRITE}")
+
+    def _declare_outputs(self) -> None:
+        """Take the outputs from the job, from the file, or from a probe. Raises ContractError."""
+        given = self._options.signature.outputs
+        if given is not None:
+            self.outputs = parse_specs(given)
+            _check_numbers(self.outputs)
+        if self.outputs:
+            return
+        open_ = [spec for spec in self.inputs if spec.dtype == "any" or None in spec.shape[1:]]
+        if open_:
+            raise ContractError(
+                f"what the model gives is not known: its input `{open_[0]}` has no known size to try it with",
+                hint=f"write the types down: {_WRITE}",
+            )
+        import numpy as np
+
+        rows = torch_signature.PROBE_ROWS
+        zeros = {
+            spec.name: np.zeros((rows, *(size or 1 for size in spec.shape[1:])), spec.dtype)
+            for spec in self.inputs
+        }
+        try:
+            returned = self._returned(zeros)
+        except Exception as error:
+            raise ContractError(
+                f"what the model gives is not known: trying it with two rows of zeros failed: {error}",
+                hint=f"write the types down: {_WRITE}",
+            ) from error
+        specs = torch_signature.probed_outputs(returned, "the model")
+        self.outputs = tuple(
+            TensorSpec(spec.name, "float32", spec.shape)
+            if self._half is not None and spec.dtype == "float16"
+            else spec
+            for spec in specs
+        )
+
+    def _returned(self, columns: Mapping[str, Any]) -> Any:
+        """Call the module with one batch, and return what it returns."""
+        import torch
+
+        given = []
+        for spec in self.inputs:
+            tensor = to_tensor(spec.name, columns[spec.name], self._device)
+            if self._half is not None and tensor.is_floating_point():
+                tensor = tensor.to(self._half)
+            if self._options.channels_last and tensor.dim() == _IMAGE_AXES:
+                tensor = tensor.contiguous(memory_format=torch.channels_last)
+            given.append(tensor)
+        with torch.inference_mode():
+            if self._by_name:
+                names = [spec.name for spec in self.inputs]
+                return self._module(**dict(zip(names, given, strict=True)))
+            return self._module(*given)
+
+    def _run(self, columns: Tensors) -> dict[str, Any]:
+        returned = self._returned(columns)
+        named = named_values(returned)
+        values = list(named.values())
+        by_order = not isinstance(returned, Mapping) and len(values) >= len(self.outputs)
+        results = {}
+        for at, spec in enumerate(self.outputs):
+            value = named.get(spec.name, values[at] if by_order else None)
+            if value is None:
+                raise DataError(
+                    f"the model gave no {spec.name!r}, but {', '.join(map(repr, named)) or 'no tensor'}",
+                    hint="name what it gives in model.signature.outputs",
+                )
+            results[spec.name] = to_host(_as_declared(value, spec))
+        return results
+
+
+def _check_numbers(specs: Sequence[TensorSpec]) -> None:
+    for spec in specs:
+        if spec.dtype != "any" and spec.dtype not in NUMERIC:
+            raise ContractError(f"model.signature: `{spec}` is no tensor; torch takes and gives numbers only")
+
+
+def _as_declared(value: Any, spec: TensorSpec) -> Any:
+    """Return a result with its declared dtype. Raises DataError where that would lose what it says."""
+    import torch
+
+    if spec.dtype == "any":
+        return value
+    wanted = getattr(torch, spec.dtype)
+    if not torch.can_cast(value.dtype, wanted):
+        raise DataError(
+            f"the model gave {spec.name!r} as {str(value.dtype).removeprefix('torch.')}, which is no {spec.dtype}",
+            hint="correct its type in model.signature.outputs",
+        )
+    return value.to(wanted)

@@ -1,0 +1,69 @@
+"""Columns to torch tensors and back, names for what a model returns, and torch's errors in our words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from batchinfer.errors import BatchinferError, DataError, DeviceError
+
+
+def to_tensor(name: str, value: Any, device: Any) -> Any:
+    """Return a column as a tensor on `device`. Raises DataError for text.
+
+    Shares memory with an ndarray on the CPU; a read-only one is copied, because torch could write to it.
+    """
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value
+    if not isinstance(value, np.ndarray):
+        raise DataError(f"input {name!r} is no tensor, but a column of {value.type}")
+    return torch.from_numpy(value if value.flags.writeable else value.copy()).to(device)
+
+
+def to_host(tensor: Any) -> Any:
+    """Return a CPU tensor as an ndarray, bfloat16 as float32; a tensor on a device as it is."""
+    import torch
+
+    if tensor.device.type != "cpu":
+        return tensor
+    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+
+
+def named_values(returned: Any) -> dict[str, Any]:
+    """Name what a model returned: `output`, `output_0`, `output_1`, ..., or its own keys.
+
+    Only tensors count: caches, and what is None, are left out.
+    """
+    import torch
+
+    if isinstance(returned, torch.Tensor):
+        return {"output": returned}
+    if isinstance(returned, Mapping):
+        pairs = list(returned.items())
+    elif isinstance(returned, Sequence):
+        pairs = [(f"output_{at}", value) for at, value in enumerate(returned)]
+    else:
+        pairs = list(getattr(returned, "__dict__", {}).items())
+    return {str(name): value for name, value in pairs if isinstance(value, torch.Tensor)}
+
+
+def run_error(error: Exception, tensors: Mapping[str, Any]) -> BatchinferError:
+    """Return what a failed batch means: a DeviceError, or a DataError with the batch's shapes."""
+    import torch
+
+    shapes = ", ".join(
+        f"{name} {list(getattr(value, 'shape', (len(value),)))}" for name, value in tensors.items()
+    )
+    first = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return DeviceError(
+            f"the device has too little memory for a batch of {shapes}: {first}",
+            hint="try a smaller batching.size",
+        )
+    if isinstance(error, torch.AcceleratorError):
+        return DeviceError(f"the device failed on a batch of {shapes}: {first}")
+    return DataError(f"the model refused a batch of {shapes}: {type(error).__name__}: {first}")

@@ -1,0 +1,91 @@
+"""Pushes a run's metrics to a Prometheus Pushgateway. Never in the way of the run."""
+
+from __future__ import annotations
+
+import socket
+import urllib.parse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from prometheus_client.exposition import basic_auth_handler, default_handler, pushadd_to_gateway
+
+from batchinfer.events import Event, RunStarted
+from batchinfer.telemetry.ticker import Ticker
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from batchinfer.config.sections import PushgatewayOptions
+
+
+class Pushgateway:
+    """Pushes at an interval and once at the end, under the grouping key of job and instance.
+
+    Each push adds to its group instead of replacing it, so that the time of the last success
+    survives a run that fails. A gateway that is gone, slow or wrong costs one call of `warn`.
+    """
+
+    def __init__(
+        self,
+        options: PushgatewayOptions,
+        *,
+        job: str,
+        registry: CollectorRegistry,
+        warn: Callable[[str], None],
+    ) -> None:
+        url = urllib.parse.urlsplit(options.url)
+        self._user = urllib.parse.unquote(url.username or "")
+        self._password = urllib.parse.unquote(url.password or "")
+        self._host = url.netloc.rpartition("@")[2]
+        self._url = urllib.parse.urlunsplit((url.scheme, self._host, url.path, "", ""))
+        self._every_s = options.every
+        self._timeout_s = options.timeout
+        self._job = job
+        self._key = {"instance": options.instance or socket.gethostname()}
+        self._registry = registry
+        self._warn = warn
+        self._warned = False
+        self._ticker = Ticker(self._push, every_s=options.every, name="pushgateway")
+
+    def on_event(self, event: Event) -> None:
+        """Begin to push when the run begins."""
+        if isinstance(event, RunStarted):
+            self._ticker.start()
+
+    def close(self) -> None:
+        """Push for the last time; wait for it no longer than the timeout."""
+        if not self._ticker.stop(self._timeout_s):
+            self._complain("no answer in time; the last figures may be missing there")
+
+    def _push(self, last: bool) -> None:  # noqa: FBT001 - the ticker calls it so
+        try:
+            pushadd_to_gateway(
+                self._url,
+                job=self._job,
+                registry=self._registry,
+                grouping_key=self._key,
+                timeout=self._timeout_s,
+                handler=self._send,
+            )
+        except Exception as error:  # noqa: BLE001 - whatever a gateway does, the run goes on
+            again = "" if last else f"; tried again every {self._every_s:g} s"
+            self._complain(f"{_why(error)}{again}")
+
+    def _send(
+        self, url: str, method: str, timeout: float | None, headers: list[tuple[str, str]], data: bytes
+    ) -> Callable[[], None]:
+        """Make one request, with the user and password that the URL had."""
+        if not self._user:
+            return default_handler(url, method, timeout, headers, data)
+        return basic_auth_handler(url, method, timeout, headers, data, self._user, self._password)
+
+    def _complain(self, why: str) -> None:
+        if not self._warned:
+            self._warned = True
+            self._warn(f"cannot push metrics to {self._host}: {why}; the run goes on")
+
+
+def _why(error: Exception) -> str:
+    """Say in a few words what was wrong, without the URL."""
+    reason = getattr(error, "reason", None)
+    return str(reason or error) or type(error).__name__

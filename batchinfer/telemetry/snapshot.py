@@ -1,0 +1,105 @@
+"""A run at one moment, in numbers. Everything that is shown or pushed is made from one of these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from batchinfer.data import RowError
+    from batchinfer.events import RunFinished
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerState:
+    """One worker. `busy_ratio` is the share of the last seconds that its device spent computing."""
+
+    index: int
+    device: str
+    state: Literal["starting", "running", "restarting", "gone"]
+    samples_per_second: float = 0.0
+    busy_ratio: float = 0.0
+    mean_busy_ratio: float = 0.0
+    """The share of all the time since it was ready."""
+
+    load_s: float = 0.0
+    deaths: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What a run has done so far.
+
+    Rows of the input: `rows_settled` of `rows_total` have their place in the output or wait for
+    their unit's commit; `rows_reused` of them were committed by earlier runs. `rows_ok`, `rows_error`
+    and `rows_filtered` are committed by this run. Samples are rows that went through the model.
+    """
+
+    job: str = ""
+    run: str = ""
+    model: str = ""
+    output: str = ""
+    started: bool = False
+    elapsed_s: float = 0.0
+    rows_total: int = 0
+    rows_reused: int = 0
+    rows_settled: int = 0
+    rows_ok: int = 0
+    rows_error: int = 0
+    rows_filtered: int = 0
+    units_total: int = 0
+    units_reused: int = 0
+    units_committed: int = 0
+    num_batches: int = 0
+    batch_seconds: tuple[tuple[str, int], ...] = ()
+    batch_seconds_sum: float = 0.0
+    num_samples: int = 0
+    real_tokens: int = 0
+    padded_tokens: int = 0
+    rows_per_second: float = 0.0
+    mean_rows_per_second: float = 0.0
+    samples_per_second: float = 0.0
+    tokens_per_second: float = 0.0
+    eta_s: float | None = None
+    last_commit_s: float | None = None
+    workers: tuple[WorkerState, ...] = ()
+    errors: Mapping[str, int] = field(default_factory=dict)
+    """Failed rows by code."""
+
+    error_samples: tuple[RowError, ...] = ()
+    num_warnings: int = 0
+    finished: RunFinished | None = None
+
+    @property
+    def rows_committed(self) -> int:
+        """Rows of the input that are settled for good, by this run and earlier ones."""
+        return self.rows_reused + self.rows_ok + self.rows_error + self.rows_filtered
+
+    @property
+    def settled_ratio(self) -> float:
+        """How far the run is, from 0 to 1."""
+        return self.rows_settled / self.rows_total if self.rows_total else 1.0
+
+    @property
+    def error_ratio(self) -> float:
+        """Failed rows among those that this run wrote."""
+        written = self.rows_ok + self.rows_error
+        return self.rows_error / written if written else 0.0
+
+    @property
+    def padding_ratio(self) -> float | None:
+        """The share of the computed tokens that were only padding; None where rows have no tokens."""
+        return 1 - self.real_tokens / self.padded_tokens if self.padded_tokens else None
+
+    @property
+    def mean_busy_ratio(self) -> float | None:
+        """How much of the time the workers' devices computed, on average; None without a worker."""
+        ready = [worker.mean_busy_ratio for worker in self.workers if worker.device]
+        return sum(ready) / len(ready) if ready else None
+
+    @property
+    def busy_ratio(self) -> float | None:
+        """The same, over the last seconds, of the workers that run."""
+        running = [worker.busy_ratio for worker in self.workers if worker.state == "running"]
+        return sum(running) / len(running) if running else None

@@ -1,0 +1,114 @@
+"""The end screen: what went in, what came out, how fast, what failed, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from rich.text import Text
+
+from batchinfer.telemetry import figures
+from batchinfer.telemetry.screen import by_code
+from batchinfer.telemetry.snapshot import Snapshot
+
+_LABEL = 9
+_MESSAGE = 160
+
+
+def summary(snapshot: Snapshot) -> Text:
+    """Return the end screen of a run that is finished; empty for one that never began.
+
+    `.plain` is the same without colours.
+    """
+    finished = snapshot.finished
+    if finished is None or not snapshot.started:
+        return Text("")
+    lines = [_headline(snapshot), *_counts(snapshot)]
+    if snapshot.units_committed:
+        lines.append(_line("speed", _speed(snapshot)))
+    lines.append(_line("output", figures.plain(snapshot.output)))
+    lines += _errors(snapshot)
+    if finished.complete:
+        lines += _next(snapshot)
+    return Text("\n").join(lines)
+
+
+def _line(label: str, value: str, style: str = "") -> Text:
+    return Text.assemble((label.ljust(_LABEL), "dim"), (value, style))
+
+
+def _headline(snapshot: Snapshot) -> Text:
+    finished = snapshot.finished
+    assert finished is not None
+    if not finished.complete:
+        what, style = f"stopped (exit code {finished.exit_code})", "bold yellow"
+    elif _rows_error(snapshot):
+        what, style = "done, with errors within the budget", "bold yellow"
+    elif snapshot.units_reused == snapshot.units_total:
+        what, style = "nothing was left to do", "bold green"
+    else:
+        what, style = "done", "bold green"
+    rest = f"   {snapshot.job}   run {snapshot.run}   {figures.duration(finished.seconds)}"
+    return Text.assemble((what, style), rest)
+
+
+def _rows_error(snapshot: Snapshot) -> int:
+    finished = snapshot.finished
+    whole = finished.rows_error if finished else None
+    return snapshot.rows_error if whole is None else whole
+
+
+def _counts(snapshot: Snapshot) -> Iterator[Text]:
+    """Account for every row: of the whole output where it was counted, else of this run."""
+    finished = snapshot.finished
+    assert finished is not None
+    whole = (finished.rows_ok, finished.rows_error, finished.rows_filtered)
+    mine = (snapshot.rows_ok, snapshot.rows_error, snapshot.rows_filtered)
+    ok, error, filtered = (figures.count(value) for value in mine)
+    split = f"{ok} ok + {error} error + {filtered} filtered"
+    total, reused = figures.count(snapshot.rows_total), figures.count(snapshot.rows_reused)
+    if not finished.complete:
+        committed = figures.count(snapshot.rows_committed)
+        yield _line("rows", f"{committed} of {total} in are committed = {reused} reused + {split}")
+    elif None in whole:
+        yield _line("rows", f"{total} in = {reused} reused + {split}")
+    else:
+        ok, error, filtered = (figures.count(value or 0) for value in whole)
+        yield _line("rows", f"{total} in = {ok} ok + {error} error + {filtered} filtered")
+        yield _line(
+            "reused", f"{reused} rows, committed by earlier runs" if snapshot.rows_reused else "0 rows"
+        )
+
+
+def _speed(snapshot: Snapshot) -> str:
+    num_workers = len(snapshot.workers)
+    parts = [
+        f"{figures.short(snapshot.mean_rows_per_second)} rows/s",
+        f"{num_workers} worker{'s' if num_workers != 1 else ''}",
+    ]
+    if snapshot.mean_busy_ratio is not None:
+        parts.append(f"computing {figures.percent(snapshot.mean_busy_ratio)} of the time")
+    if snapshot.padding_ratio is not None:
+        parts.append(f"padding {figures.percent(snapshot.padding_ratio)}")
+    return "   ".join(parts)
+
+
+def _errors(snapshot: Snapshot) -> Iterator[Text]:
+    """Say how many rows failed and why, with a few of them."""
+    if not snapshot.rows_error:
+        return
+    total = f"{figures.count(snapshot.rows_error)} ({figures.percent(snapshot.error_ratio)})"
+    yield Text.assemble(("errors".ljust(_LABEL), "dim"), (total, "red"), f"   {by_code(snapshot)}")
+    for error in snapshot.error_samples:
+        place = f"{figures.plain(error.source)} row {figures.count(error.row)}"
+        why = figures.plain(error.message, longest=_MESSAGE)
+        yield _line("", f"{place}   {error.code} in {figures.plain(error.stage)}: {why}")
+
+
+def _next(snapshot: Snapshot) -> Iterator[Text]:
+    verify = f"batchinfer verify {shlex.quote(figures.plain(snapshot.output))}"
+    if _rows_error(snapshot):
+        yield _line("next", "the failed rows are in the output: nulls, with their reason in `_error`")
+        yield _line("", verify, "cyan")
+    else:
+        yield _line("next", verify, "cyan")

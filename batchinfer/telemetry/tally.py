@@ -1,0 +1,234 @@
+"""Adds up what a run says. Displays and metrics read its snapshots, from whichever thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from batchinfer.events import (
+    BatchFinished,
+    Event,
+    RunFinished,
+    RunStarted,
+    UnitCommitted,
+    Warned,
+    WorkerExited,
+    WorkerReady,
+    WorkerSaid,
+)
+from batchinfer.telemetry.rates import Histogram, Meter
+from batchinfer.telemetry.snapshot import Snapshot, WorkerState
+
+if TYPE_CHECKING:
+    from batchinfer.data import Receipt, RowError
+
+UNNAMED = "other"
+"""Counts failed rows whose code the receipt does not name: it names ten of a unit at most."""
+
+_MAX_SAMPLES = 5
+
+
+@dataclass(slots=True)
+class _Worker:
+    """One place for a worker, through its deaths."""
+
+    index: int
+    device: str = ""
+    state: Literal["starting", "running", "restarting", "gone"] = "starting"
+    samples: Meter = field(default_factory=Meter)
+    computing: Meter = field(default_factory=Meter)
+    in_flight: int = 0
+    compute_s: float = 0.0
+    ready_s: float = 0.0
+    ready_at: float | None = None
+    load_s: float = 0.0
+    deaths: int = 0
+
+    def state_at(self, now: float, *, ended: bool) -> WorkerState:
+        """Return what there is to show of it."""
+        lived_s = self.ready_s + (now - self.ready_at if self.ready_at is not None else 0.0)
+        return WorkerState(
+            index=self.index,
+            device=self.device,
+            state="gone" if ended else self.state,
+            samples_per_second=self.samples.rate(now),
+            busy_ratio=min(1.0, self.computing.rate(now)),
+            mean_busy_ratio=min(1.0, self.compute_s / lived_s) if lived_s else 0.0,
+            load_s=self.load_s,
+            deaths=self.deaths,
+        )
+
+
+class Tally:
+    """Folds events into numbers. An observer like any other; `clock` counts seconds."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._began = clock()
+        self._start: RunStarted | None = None
+        self._finished: RunFinished | None = None
+        self._ended_at: float | None = None
+        self._workers: dict[int, _Worker] = {}
+        self._rows, self._samples, self._tokens = Meter(), Meter(), Meter()
+        self._batch_seconds = Histogram()
+        self._ok = self._error = self._filtered = 0
+        self._units = self._batches = self._num_samples = 0
+        self._real_tokens = self._padded_tokens = 0
+        self._last_commit: float | None = None
+        self._errors: Counter[str] = Counter()
+        self._error_samples: list[RowError] = []
+        self._warnings = 0
+
+    def on_event(self, event: Event) -> None:
+        """Count an event."""
+        with self._lock:
+            self._count(event, self._clock())
+
+    def close(self) -> None:
+        """Do nothing: a tally can be read after the end."""
+
+    def _count(self, event: Event, now: float) -> None:
+        match event:
+            case RunStarted():
+                self._start = event
+                self._workers = {index: _Worker(index) for index in range(event.num_workers)}
+            case WorkerReady():
+                self._ready(event, now)
+            case BatchFinished():
+                self._batch(event, now)
+            case UnitCommitted():
+                self._commit(event, now)
+            case WorkerExited():
+                self._exit(event, now)
+            case Warned():
+                self._warnings += 1
+            case RunFinished():
+                self._finished, self._ended_at = event, now
+            case WorkerSaid():
+                pass
+
+    def _worker(self, index: int) -> _Worker:
+        return self._workers.setdefault(index, _Worker(index))
+
+    def _ready(self, event: WorkerReady, now: float) -> None:
+        worker = self._worker(event.worker)
+        worker.device, worker.state, worker.load_s = event.device, "running", event.load_s
+        worker.ready_at = now
+        worker.samples, worker.computing = Meter(), Meter()
+        for meter in (worker.samples, worker.computing, self._rows, self._samples, self._tokens):
+            meter.start(now)
+
+    def _batch(self, event: BatchFinished, now: float) -> None:
+        worker = self._worker(event.worker)
+        worker.in_flight += event.rows
+        worker.compute_s += event.compute_s
+        worker.samples.add(now, event.rows)
+        worker.computing.add(now, event.compute_s)
+        self._rows.add(now, event.rows)
+        self._samples.add(now, event.rows)
+        self._tokens.add(now, event.real_tokens)
+        self._batch_seconds.add(event.compute_s)
+        self._batches += 1
+        self._num_samples += event.rows
+        self._real_tokens += event.real_tokens
+        self._padded_tokens += event.padded_tokens
+
+    def _commit(self, event: UnitCommitted, now: float) -> None:
+        receipt, worker = event.receipt, self._worker(event.worker)
+        settled = receipt.rows_ok + receipt.rows_error + receipt.rows_filtered
+        # Its batches were counted when they were computed; rows that met no model were not.
+        counted = min(worker.in_flight, receipt.rows_ok + receipt.rows_error)
+        worker.in_flight -= counted
+        self._rows.add(now, settled - counted)
+        self._ok += receipt.rows_ok
+        self._error += receipt.rows_error
+        self._filtered += receipt.rows_filtered
+        self._units += 1
+        self._last_commit = now
+        self._errors.update(_codes(receipt))
+        known = {(sample.code, sample.message) for sample in self._error_samples}
+        for error in receipt.errors:
+            if len(self._error_samples) < _MAX_SAMPLES and (error.code, error.message) not in known:
+                known.add((error.code, error.message))
+                self._error_samples.append(error)
+
+    def _exit(self, event: WorkerExited, now: float) -> None:
+        worker = self._worker(event.worker)
+        if worker.ready_at is not None:
+            worker.ready_s += now - worker.ready_at
+            worker.ready_at = None
+        # What it had computed and not committed is done again.
+        self._rows.add(now, -worker.in_flight)
+        worker.in_flight = 0
+        worker.state = "restarting" if event.restarts else "gone"
+        worker.deaths += event.restarts
+
+    def snapshot(self) -> Snapshot:
+        """Return the run as it stands."""
+        with self._lock:
+            now = self._ended_at if self._ended_at is not None else self._clock()
+            return self._snapshot(now)
+
+    def _snapshot(self, now: float) -> Snapshot:
+        start, finished = self._start, self._finished
+        reused, total = (start.rows_done, start.rows_total) if start else (0, 0)
+        committed = reused + self._ok + self._error + self._filtered
+        in_flight = sum(worker.in_flight for worker in self._workers.values())
+        settled = committed if finished else min(total, committed + in_flight)
+        elapsed_s = finished.seconds if finished else now - self._began
+        return Snapshot(
+            job=start.job if start else "",
+            run=start.run if start else "",
+            model=start.model if start else "",
+            output=start.output if start else "",
+            started=start is not None,
+            elapsed_s=elapsed_s,
+            rows_total=total,
+            rows_reused=reused,
+            rows_settled=settled,
+            rows_ok=self._ok,
+            rows_error=self._error,
+            rows_filtered=self._filtered,
+            units_total=start.units_total if start else 0,
+            units_reused=start.units_done if start else 0,
+            units_committed=self._units,
+            num_batches=self._batches,
+            batch_seconds=self._batch_seconds.cumulative(),
+            batch_seconds_sum=self._batch_seconds.total,
+            num_samples=self._num_samples,
+            real_tokens=self._real_tokens,
+            padded_tokens=self._padded_tokens,
+            rows_per_second=(rate := self._rows.rate(now)),
+            mean_rows_per_second=(settled - reused) / elapsed_s if elapsed_s > 0 else 0.0,
+            samples_per_second=self._samples.rate(now),
+            tokens_per_second=self._tokens.rate(now),
+            eta_s=_eta(total - settled, rate),
+            last_commit_s=None if self._last_commit is None else self._last_commit - self._began,
+            workers=tuple(
+                worker.state_at(now, ended=finished is not None)
+                for _, worker in sorted(self._workers.items())
+            ),
+            errors=dict(self._errors.most_common()),
+            error_samples=tuple(self._error_samples),
+            num_warnings=self._warnings,
+            finished=finished,
+        )
+
+
+def _eta(rows_left: int, rows_per_second: float) -> float | None:
+    """Return the seconds that are left at this rate; None where nobody can tell."""
+    if rows_left <= 0:
+        return 0.0
+    return rows_left / rows_per_second if rows_per_second > 0 else None
+
+
+def _codes(receipt: Receipt) -> Counter[str]:
+    """Count a unit's failed rows by code, as far as its receipt names them."""
+    codes = Counter(str(error.code) for error in receipt.errors)
+    codes[UNNAMED] = receipt.rows_error - codes.total()
+    return +codes
