@@ -1,39 +1,53 @@
-# make demo    run the main job on real data, then search its output
-# make test    run the whole suite, servers included
-# make jobs    run every example job
-# make lint    formatting, lint and types
-.POSIX:
-.PHONY: demo test lint jobs schema clean
+# Two commands to begin with: `make demo` and `make test`. Both make .venv themselves.
 
-QUERY = wait for several things to happen at the same time
-RUN = .venv/bin/batchinfer run
-EXAMPLES = text-embedding tabular-scoring image-classification text-classification
+PYTHON := .venv/bin/python
+BATCHINFER := .venv/bin/batchinfer
+JOBS := text-embedding image-classification tabular-scoring text-classification
+QUERY ?= wait for several things to happen at the same time
+export QUERY
 
-demo:
+.PHONY: help demo jobs test lint format constraints schema clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: ## Embed 10,000 docstrings and search them: make demo QUERY="read a zip file"
 	@.ci/bootstrap demo
-	@.venv/bin/python jobs/text-embedding/prepare.py
-	@$(RUN) jobs/text-embedding/job.yaml
-	@.venv/bin/python jobs/text-embedding/search.py "$(QUERY)"
+	@$(PYTHON) jobs/text-embedding/prepare.py
+	@$(BATCHINFER) run jobs/text-embedding/job.yaml
+	@$(PYTHON) jobs/text-embedding/search.py "$$QUERY"
 
-test:
-	@.ci/system-packages
-	@.ci/bootstrap demo test
-	@.venv/bin/python -m pytest -n 2 --dist worksteal
-
-jobs:
+jobs: ## Prepare and run every example in jobs/
 	@.ci/bootstrap demo
-	@for job in $(EXAMPLES); do \
-		.venv/bin/python jobs/$$job/prepare.py && $(RUN) jobs/$$job/job.yaml || exit $$?; \
+	@for job in $(JOBS); do \
+	  echo "-- $$job"; \
+	  $(PYTHON) jobs/$$job/prepare.py && $(BATCHINFER) run jobs/$$job/job.yaml || exit; \
 	done
 
-lint:
-	@.ci/bootstrap demo test
-	@.venv/bin/ruff check .
-	@.venv/bin/ruff format --check .
-	@.venv/bin/mypy
+test: ## Run the whole suite, servers included: make test ARGS="-k onnx"
+	@.ci/system-packages
+	@.ci/bootstrap dev
+	@.ci/suite $(ARGS)
 
-schema:
-	@.venv/bin/batchinfer schema > schemas/job.schema.json
+lint: ## Check style and types
+	@.ci/bootstrap dev
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
 
-clean:
-	rm -rf .venv jobs/*/data jobs/*/model jobs/*/model.onnx jobs/*/labels.txt jobs/*/output
+format: ## Put style right where a machine can
+	@.ci/bootstrap dev
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+schema: ## Write schemas/job.schema.json anew
+	@.ci/bootstrap dev
+	$(BATCHINFER) schema > schemas/job.schema.json
+
+constraints: ## Write constraints.txt anew: the versions that CI uses
+	@.ci/bootstrap dev
+	.ci/constraints
+
+clean: ## Remove what the examples made: models, data, outputs
+	rm -rf jobs/*/data jobs/*/model jobs/*/model.partial jobs/*/model.onnx jobs/*/labels.txt jobs/*/output

@@ -70,7 +70,7 @@ class TorchBackend:
         self._device: Any = None
         self._half: Any = None
         self._batch: int | None = None
-        self._by_name = False
+        self._num_positional = 0
         self.inputs: Sequence[TensorSpec] = ()
         self.outputs: Sequence[TensorSpec] = ()
 
@@ -90,12 +90,13 @@ class TorchBackend:
         else:
             module.eval()
             self._declare_inputs(module)
+            by_name = torch_signature.takes_names(module, [spec.name for spec in self.inputs])
+            self._num_positional = 0 if by_name else len(self.inputs)
         if self._half is not None:
             module.to(self._half)
         module.to(self._device)
         if options.channels_last:
             module.to(memory_format=torch.channels_last)
-        self._by_name = torch_signature.takes_names(module, [spec.name for spec in self.inputs])
         self._module = torch.compile(module) if options.compile else module
         self._declare_outputs()
 
@@ -130,6 +131,7 @@ class TorchBackend:
             program = move_to_device_pass(program, str(self._device))
         found = torch_signature.exported_signature(program, path)
         self.inputs, self.outputs, self._batch = found.inputs, found.outputs, found.batch
+        self._num_positional = found.num_positional
         return program.module()
 
     def _declare_inputs(self, module: Any) -> None:
@@ -183,19 +185,21 @@ class TorchBackend:
         """Call the module with one batch, and return what it returns."""
         import torch
 
-        given = []
-        for spec in self.inputs:
-            tensor = to_tensor(spec.name, columns[spec.name], self._device)
-            if self._half is not None and tensor.is_floating_point():
-                tensor = tensor.to(self._half)
-            if self._options.channels_last and tensor.dim() == _IMAGE_AXES:
-                tensor = tensor.contiguous(memory_format=torch.channels_last)
-            given.append(tensor)
+        given = {spec.name: self._ready(spec.name, columns[spec.name]) for spec in self.inputs}
+        by_order = [given.pop(spec.name) for spec in self.inputs[: self._num_positional]]
         with torch.inference_mode():
-            if self._by_name:
-                names = [spec.name for spec in self.inputs]
-                return self._module(**dict(zip(names, given, strict=True)))
-            return self._module(*given)
+            return self._module(*by_order, **given)
+
+    def _ready(self, name: str, column: Any) -> Any:
+        """Return an input on the device, in the precision and memory order of the model."""
+        import torch
+
+        tensor = to_tensor(name, column, self._device)
+        if self._half is not None and tensor.is_floating_point():
+            tensor = tensor.to(self._half)
+        if self._options.channels_last and tensor.dim() == _IMAGE_AXES:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        return tensor
 
     def _run(self, columns: Tensors) -> dict[str, Any]:
         returned = self._returned(columns)
@@ -228,8 +232,9 @@ def _as_declared(value: Any, spec: TensorSpec) -> Any:
         return value
     wanted = getattr(torch, spec.dtype)
     if not torch.can_cast(value.dtype, wanted):
+        given = str(value.dtype).removeprefix("torch.")
         raise DataError(
-            f"the model gave {spec.name!r} as {str(value.dtype).removeprefix('torch.')}, which is no {spec.dtype}",
+            f"the model gave {spec.name!r} as {given}, which is no {spec.dtype}",
             hint="correct its type in model.signature.outputs",
         )
     return value.to(wanted)

@@ -17,11 +17,13 @@ PROBE_ROWS = 2
 
 @dataclass(frozen=True, slots=True)
 class ExportedSignature:
-    """An exported program's inputs and outputs; `batch` is the number of rows it insists on, if it does."""
+    """An exported program's inputs, of which the first `num_positional` are given without a name, and
+    outputs; `batch` is the number of rows it insists on, if it does."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batch: int | None
+    num_positional: int
 
 
 def exported_signature(program: Any, path: str) -> ExportedSignature:
@@ -39,7 +41,9 @@ def exported_signature(program: Any, path: str) -> ExportedSignature:
         raise ContractError(f"{path}: the inputs have batch axes of {sorted(first)} rows, which never agree")
     batch = next(iter(first), None)
     inputs = tuple(_spec(name, value) for name, value in zip(names, values, strict=True))
-    return ExportedSignature(inputs, _exported_outputs(program, batch, path), batch)
+    num_named = len(program.example_inputs[1])
+    outputs = _exported_outputs(program, batch, path)
+    return ExportedSignature(inputs, outputs, batch, len(inputs) - num_named)
 
 
 def _exported_outputs(program: Any, batch: int | None, path: str) -> tuple[TensorSpec, ...]:

@@ -45,8 +45,8 @@ for _verb in (init, validate, plan, preview, run, status, verify, schema, doctor
 def run_app() -> NoReturn:
     """Run the command line; every error becomes a message and an exit code."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except BaseException as error:  # noqa: BLE001 - the outermost boundary
         show_failure(error)
         sys.exit(exit_code_of(error))
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

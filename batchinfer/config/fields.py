@@ -65,10 +65,22 @@ def nested_options(annotation: Any) -> type[Options] | None:
     return None
 
 
+def fields_by_key(cls: type[Options]) -> dict[str, FieldInfo]:
+    """Return the fields of a class by their keys in the job file: `from` for the attribute `from_`."""
+    return {field.alias or name: field for name, field in cls.model_fields.items()}
+
+
+def values_by_key(options: Options) -> Iterator[tuple[str, FieldInfo, Any]]:
+    """Yield (key in the job file, field, value) for every field of some options."""
+    for name, field in type(options).model_fields.items():
+        yield field.alias or name, field, getattr(options, name)
+
+
 def leaves(cls: type[Options], value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, FieldInfo, Any]]:
     """Yield the fields given in a mapping, down to those that are no options themselves."""
+    fields = fields_by_key(cls)
     for key, item in value.items():
-        field = cls.model_fields.get(key)
+        field = fields.get(key)
         if field is None:
             continue
         nested = nested_options(field.annotation)
@@ -93,7 +105,7 @@ def _step(annotation: Any, part: str | int) -> Any:
     origin, args = get_origin(annotation), get_args(annotation)
     found: Any = None
     if isinstance(annotation, type) and issubclass(annotation, Options):
-        field = annotation.model_fields.get(str(part))
+        field = fields_by_key(annotation).get(str(part))
         found = None if field is None else _whole(field)
     elif origin is Annotated:
         found = _step(args[0], part)

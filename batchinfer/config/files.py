@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from batchinfer.config.fields import is_marked
+from batchinfer.config.fields import is_marked, values_by_key
 from batchinfer.config.job import Job
 from batchinfer.config.problems import KeyPath, Problems, guess, quoted
 from batchinfer.options import Content, Options
@@ -35,8 +35,8 @@ def content_paths(job: Job) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _marked(options: Options, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    for name, field in type(options).model_fields.items():
-        yield from _texts(getattr(options, name), (*path, name), marked=is_marked(field, Content))
+    for key, field, value in values_by_key(options):
+        yield from _texts(value, (*path, key), marked=is_marked(field, Content))
 
 
 def _texts(value: Any, path: KeyPath, *, marked: bool) -> Iterator[tuple[KeyPath, str]]:

@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import Any
 
 from batchinfer.config.entries import find_module
-from batchinfer.config.fields import affects_output, is_job_path, is_marked
+from batchinfer.config.fields import affects_output, is_job_path, is_marked, values_by_key
 from batchinfer.config.files import check_files
 from batchinfer.config.hashing import content_sha256, external_files
 from batchinfer.config.job import Job
@@ -68,8 +68,7 @@ def digest_of(parts: Mapping[str, Any]) -> str:
 def _options(options: Options, path: KeyPath, job: Job) -> dict[str, Any]:
     """Return the fields of some options that count, by name."""
     result: dict[str, Any] = {}
-    for name, field in type(options).model_fields.items():
-        value = getattr(options, name)
+    for name, field, value in values_by_key(options):
         at = (*path, name)
         if not affects_output(field):
             continue

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from batchinfer import registry
 from batchinfer.config import sections
 from batchinfer.config.environment import Environment
+from batchinfer.config.fields import fields_by_key
 from batchinfer.config.problems import KeyPath, Problems, quoted
 from batchinfer.config.wording import explain, shown
 from batchinfer.errors import BatchinferError
@@ -44,7 +45,7 @@ class OptionsReader:
         self.written = written
         self.homes: dict[str, list[str]] = {}
         for section, cls in _HOMES.items():
-            for key in cls.model_fields:
+            for key in fields_by_key(cls):
                 self.homes.setdefault(key, []).append(f"{section}.{key}")
 
     def section(self, cls: type[Options], document: Mapping[str, Any], name: str) -> Options | None:

@@ -6,6 +6,7 @@ A source, backend or sink extends its section with keys of its own (`csv` adds `
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 from batchinfer.options import (
@@ -40,7 +41,7 @@ def _share(value: object) -> object:
 
 def _once(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     """Refuse a name that is listed twice."""
-    twice = sorted({name for name in names or () if (names or ()).count(name) > 1})
+    twice = sorted(name for name, count in Counter(names or ()).items() if count > 1)
     if twice:
         raise ValueError(f"names {', '.join(map(repr, twice))} more than once")
     return names

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, get_origin
 
-from batchinfer.config.fields import arms, plain
+from batchinfer.config.fields import arms, fields_by_key, plain
 from batchinfer.config.job import Step
 from batchinfer.config.options_reader import OptionsReader
 from batchinfer.config.problems import KeyPath, quoted
@@ -67,6 +67,6 @@ def _is_options(cls: Any, shorthand: str, value: Any) -> bool:
     """Say whether a value is a mapping of options, and not itself the shorthand's value."""
     if not isinstance(value, Mapping):
         return False
-    fields = {field.alias or name: field for name, field in cls.model_fields.items()}
+    fields = fields_by_key(cls)
     takes_mapping = any(get_origin(plain(arm)) is dict for arm in arms(fields[shorthand].annotation))
     return not takes_mapping or not value or any(key in fields for key in value)

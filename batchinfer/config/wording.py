@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from batchinfer.config.fields import annotation_at, arms, describe, literals, plain
+from batchinfer.config.fields import annotation_at, arms, describe, fields_by_key, literals, plain
 from batchinfer.config.problems import KeyPath, guess, listed, printable, quoted
 from batchinfer.options import Options
 
@@ -121,7 +121,7 @@ def _fields(annotation: Any) -> Mapping[str, Any]:
     for arm in arms(annotation):
         base = plain(arm)
         if isinstance(base, type) and issubclass(base, Options):
-            return base.model_fields
+            return fields_by_key(base)
     return {}
 
 

@@ -37,6 +37,7 @@ _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _TRUE = frozenset({"true", "True", "TRUE"})
 _FALSE = frozenset({"false", "False", "FALSE"})
 _LARGEST = 2**63
+_SKIPPED = -1
 
 
 @dataclass(slots=True)
@@ -170,33 +171,31 @@ class _Reader:
         """Return the value of the only document."""
         next(self.events)
         if not isinstance(next(self.events), DocumentStartEvent):
-            self.problems.add((), "is empty; `batchinfer init` writes a job file to begin with")
+            self.add((), "is empty; `batchinfer init` writes a job file to begin with")
             self.problems.raise_if_any()
         value = self.node(next(self.events), ())
         next(self.events)
         following = next(self.events)
         if isinstance(following, DocumentStartEvent):
             message = "holds several YAML documents; a job file is one"
-            self.problems.add((), message, place=_place(following.start_mark))
+            self.add((), message, place=_place(following.start_mark))
         return value
 
     def node(self, event: Event, path: KeyPath) -> JSON:
         """Return the value that begins with an event, reporting what only YAML has."""
         assert isinstance(event, NodeEvent)
         if len(path) > MAX_DEPTH:
-            self.problems.add(path[:2], f"is nested deeper than {MAX_DEPTH} levels")
+            self.add(path[:2], f"is nested deeper than {MAX_DEPTH} levels")
             self.problems.raise_if_any()
         place = _place(event.start_mark)
         if isinstance(event, AliasEvent):
-            self.problems.add(
-                path, f"`*{event.anchor}` is a YAML alias; repeat the value instead", place=place
-            )
+            self.add(path, f"`*{event.anchor}` is a YAML alias; repeat the value instead", place=place)
             return None
         if event.anchor is not None:
-            self.problems.add(path, f"`&{event.anchor}` is a YAML anchor; remove it", place=place)
+            self.add(path, f"`&{event.anchor}` is a YAML anchor; remove it", place=place)
         tag = getattr(event, "tag", None)
         if tag is not None:
-            self.problems.add(path, f"has the YAML tag {quoted(tag)}; tags are refused", place=place)
+            self.add(path, f"has the YAML tag {quoted(tag)}; tags are refused", place=place)
         self.tree.places.setdefault(path, place)
         if isinstance(event, MappingStartEvent):
             return self.mapping(path)
@@ -214,7 +213,7 @@ class _Reader:
             self.tree.plain[path] = text
             return scalar(text)
         except ValueError as error:
-            self.problems.add(path, str(error), place=_place(event.start_mark))
+            self.add(path, str(error), place=_place(event.start_mark))
             return None
 
     def sequence(self, path: KeyPath) -> list[JSON]:
@@ -233,7 +232,7 @@ class _Reader:
             elif key in values:
                 first = self.tree.places[(*path, key)]
                 message = f"is given twice; the first is in line {first.line}"
-                self.problems.add((*path, key), message, place=place)
+                self.add((*path, key), message, place=place)
                 self.skip(next(self.events), (*path, key))
             else:
                 self.tree.places[(*path, key)] = place
@@ -243,7 +242,7 @@ class _Reader:
     def key(self, event: Event, path: KeyPath, place: Place) -> str | None:
         """Return a key as text, or None where it is none."""
         if not isinstance(event, ScalarEvent) or event.tag is not None or event.anchor is not None:
-            self.problems.add(path, "has a key that is not plain text", place=place)
+            self.add(path, "has a key that is not plain text", place=place)
             self.skip(event, path)
             return None
         text: str = event.value
@@ -255,15 +254,20 @@ class _Reader:
         except ValueError as error:
             wrong = str(error)
         if wrong is not None:
-            self.problems.add(path, wrong, place=place)
+            self.add(path, wrong, place=place)
             return None
         return text
+
+    def add(self, path: KeyPath, message: str, *, place: Place | None = None) -> None:
+        """Record a problem; inside what is skipped, under the key that it belongs to."""
+        shown = path[: path.index(_SKIPPED)] if _SKIPPED in path else path
+        self.problems.add(shown, message, place=place)
 
     def skip(self, event: Event, path: KeyPath) -> None:
         """Read a value without keeping it or its places."""
         kept = self.tree
         self.tree = Tree({})
-        self.node(event, (*path, "?"))
+        self.node(event, (*path, _SKIPPED))
         self.tree = kept
 
 

@@ -123,11 +123,22 @@ def run(job: Job, machine: Machine, observers: Sequence[Observer]) -> RunReport:
     try:
         report = session.run()
     except BaseException as error:
-        code = error.exit_code if isinstance(error, BatchinferError) else ExitCode.CRASH
-        session.emit(RunFinished(exit_code=code, seconds=session.seconds, complete=False))
+        # A run that never began has no end to tell of: the error says it all.
+        if session.announced:
+            code = error.exit_code if isinstance(error, BatchinferError) else ExitCode.CRASH
+            session.emit(RunFinished(exit_code=code, seconds=session.seconds, complete=False))
         raise
     else:
-        session.emit(RunFinished(exit_code=0, seconds=report.seconds, complete=True))
+        session.emit(
+            RunFinished(
+                exit_code=0,
+                seconds=report.seconds,
+                complete=True,
+                rows_ok=report.rows_ok,
+                rows_error=report.rows_error,
+                rows_filtered=report.rows_filtered,
+            )
+        )
         return report
     finally:
         for observer in observers:
@@ -148,6 +159,7 @@ class _Session:
         self._began = time.monotonic()
         self._receipts: dict[int, Receipt] = {}
         self._settings: dict[str, str] = {}
+        self.announced = False
         self._budget = Budget(job)
 
     @property
@@ -191,6 +203,7 @@ class _Session:
 
     def _announce(self, prepared: Prepared, pending: Sequence[int], *, num_workers: int) -> None:
         rows_pending = prepared.planned_rows(pending)
+        self.announced = True
         self.emit(
             RunStarted(
                 job=self._job.name,

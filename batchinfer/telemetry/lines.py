@@ -93,8 +93,8 @@ class LineProgress:
             lines.insert(0, self._format(Record("lines_dropped", {"lines": dropped}, level="warning")))
         for line in lines:
             self._out.write(line + "\n")
-        if last and not self._json and (text := summary(snapshot).plain):
-            self._out.write(text + "\n")
+        if last and not self._json:
+            self._out.write("".join(f"{line.plain}\n" for line in summary(snapshot)))
 
     def _note(self, record: Record) -> None:
         line = self._format(record)

@@ -14,7 +14,7 @@ from batchinfer.events import Event, RunStarted, Warned, WorkerSaid
 from batchinfer.telemetry import figures
 from batchinfer.telemetry.screen import frame
 from batchinfer.telemetry.stream import SafeStream
-from batchinfer.telemetry.summary import summary
+from batchinfer.telemetry.summary import LABEL, summary
 from batchinfer.telemetry.ticker import Ticker
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class LiveProgress:
             self._waiting.clear()
         snapshot = self._tally.snapshot()
         if last:
-            self._painter.finish([*above, summary(snapshot)])
+            self._painter.finish(summary(snapshot), above=above)
         elif snapshot.started:
             readings = self._devices.readings(snapshot)
             columns, lines = self._out.size()
@@ -88,6 +88,7 @@ class Painter:
         # It only turns styles into colours, as many as the terminal has; nothing is printed with it.
         self._console = Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._drawn: list[int] = []
+        self._columns = 0
 
     @property
     def ascii_only(self) -> bool:
@@ -96,19 +97,32 @@ class Painter:
 
     def draw(self, lines: list[Text], *, above: list[Text]) -> None:
         """Replace what was drawn; `above` stays for good."""
-        text = self._top() + (_CLEAR_BELOW if above else "")
+        columns, _ = self._out.size()
+        # A terminal that changes its width breaks lines, and forgets that only once they are erased.
+        anew = above or columns != self._columns
+        text = self._top() + (_CLEAR_BELOW if anew else "")
         text += "".join(f"{self._colours(line)}\n" for line in above)
         text += f"{_CLEAR_LINE}\n".join(self._colours(line) for line in lines)
         self._out.write(text + _CLEAR_BELOW)
-        self._drawn = [line.cell_len for line in lines]
+        self._drawn, self._columns = [line.cell_len for line in lines], columns
 
-    def finish(self, lines: list[Text]) -> None:
-        """Erase what was drawn, and print lines in its place."""
+    def finish(self, lines: list[Text], *, above: list[Text]) -> None:
+        """Erase what was drawn, and print lines in its place, broken where words end."""
+        columns, _ = self._out.size()
+        whole = [*above, *(piece for line in lines for piece in self._broken(line, columns))]
         text = self._top() + _CLEAR_BELOW if self._drawn else ""
-        text += "".join(f"{self._colours(line)}\n" for line in lines if line.plain)
+        text += "".join(f"{self._colours(line)}\n" for line in whole)
         if text:
             self._out.write(text)
         self._drawn = []
+
+    def _broken(self, line: Text, columns: int) -> list[Text]:
+        """Break a line that is too long; what follows stands below its first word."""
+        if line.cell_len <= columns:
+            return [line]
+        label, rest = line.divide([LABEL])
+        pieces = list(rest.wrap(self._console, max(20, columns - LABEL)))
+        return [label + pieces[0], *(Text(" " * LABEL) + piece for piece in pieces[1:])]
 
     def _top(self) -> str:
         """Return what moves the cursor to where the last drawing begins.

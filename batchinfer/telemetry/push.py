@@ -6,6 +6,7 @@ import socket
 import urllib.parse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from urllib.error import HTTPError, URLError
 
 from prometheus_client.exposition import basic_auth_handler, default_handler, pushadd_to_gateway
 
@@ -87,5 +88,7 @@ class Pushgateway:
 
 def _why(error: Exception) -> str:
     """Say in a few words what was wrong, without the URL."""
-    reason = getattr(error, "reason", None)
-    return str(reason or error) or type(error).__name__
+    cause = error
+    if isinstance(error, URLError) and not isinstance(error, HTTPError) and isinstance(error.reason, OSError):
+        cause = error.reason
+    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ class Record:
 
 def as_json(record: Record, *, job: str, run: str, wall_time: float) -> str:
     """Return one JSON object, without a line break in it."""
-    moment = datetime.datetime.fromtimestamp(wall_time, datetime.UTC)
+    moment = dt.datetime.fromtimestamp(wall_time, dt.UTC)
     head = {
         "timestamp": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "level": record.level,
@@ -48,6 +48,8 @@ def as_text(record: Record, *, elapsed_s: float) -> str:
 
 
 def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     text = figures.plain(f"{value:.4g}" if isinstance(value, float) else str(value))
     return json.dumps(text, ensure_ascii=False) if not text or any(char in text for char in ' "=\\') else text
 
@@ -166,11 +168,17 @@ def _run_finished(event: RunFinished, snapshot: Snapshot) -> Record:
         "rows_committed": snapshot.rows_committed,
         "rows_reused": snapshot.rows_reused,
         **counts,
-        "rows_per_second": round(snapshot.mean_rows_per_second, 3),
     }
-    more = {"output": snapshot.output, "errors": dict(snapshot.errors), "error_samples": samples}
+    more = {
+        "rows_per_second": round(snapshot.mean_rows_per_second, 3),
+        "output": snapshot.output,
+        "errors": dict(snapshot.errors),
+        "error_samples": samples,
+    }
     level: Literal["info", "error"] = "info" if event.exit_code == 0 else "error"
-    return Record("run_finished", {**short, **more}, level, {"event": "run_finished", **short})
+    rate = figures.rate(snapshot.mean_rows_per_second).replace(" ", "")
+    text = {"event": "run_finished", **short, "rate": rate}
+    return Record("run_finished", {**short, **more}, level, text)
 
 
 def _round(value: float | None, digits: int) -> float | None:

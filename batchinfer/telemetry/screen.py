@@ -10,7 +10,7 @@ from batchinfer.telemetry import figures
 from batchinfer.telemetry.devices import Reading
 from batchinfer.telemetry.snapshot import Snapshot, WorkerState
 
-_LABEL = 9
+_LABEL = 10
 _MAX_WORKERS = 8
 _MIN_BAR = 10
 _MAX_BAR = 50
@@ -54,7 +54,7 @@ def _header(snapshot: Snapshot) -> Text:
         text.append(f"   model {figures.model_name(snapshot.model)}", style="not bold dim")
     if snapshot.rows_reused:
         reused = snapshot.rows_reused / snapshot.rows_total
-        text.append(f"   resumed: {figures.percent(reused)} was done", style="not bold cyan")
+        text.append(f"   {figures.percent(reused)} reused", style="not bold cyan")
     return text
 
 

@@ -11,18 +11,20 @@ from batchinfer.telemetry import figures
 from batchinfer.telemetry.screen import by_code
 from batchinfer.telemetry.snapshot import Snapshot
 
-_LABEL = 9
+LABEL = 10
+"""Columns before the text of a line."""
+
 _MESSAGE = 160
 
 
-def summary(snapshot: Snapshot) -> Text:
-    """Return the end screen of a run that is finished; empty for one that never began.
+def summary(snapshot: Snapshot) -> list[Text]:
+    """Return the lines of the end screen of a run that is finished; none for one that never began.
 
-    `.plain` is the same without colours.
+    `.plain` of each is the same without colours.
     """
     finished = snapshot.finished
     if finished is None or not snapshot.started:
-        return Text("")
+        return []
     lines = [_headline(snapshot), *_counts(snapshot)]
     if snapshot.units_committed:
         lines.append(_line("speed", _speed(snapshot)))
@@ -30,11 +32,11 @@ def summary(snapshot: Snapshot) -> Text:
     lines += _errors(snapshot)
     if finished.complete:
         lines += _next(snapshot)
-    return Text("\n").join(lines)
+    return lines
 
 
 def _line(label: str, value: str, style: str = "") -> Text:
-    return Text.assemble((label.ljust(_LABEL), "dim"), (value, style))
+    return Text.assemble((label.ljust(LABEL), "dim"), (value, style))
 
 
 def _headline(snapshot: Snapshot) -> Text:
@@ -98,7 +100,7 @@ def _errors(snapshot: Snapshot) -> Iterator[Text]:
     if not snapshot.rows_error:
         return
     total = f"{figures.count(snapshot.rows_error)} ({figures.percent(snapshot.error_ratio)})"
-    yield Text.assemble(("errors".ljust(_LABEL), "dim"), (total, "red"), f"   {by_code(snapshot)}")
+    yield Text.assemble(("errors".ljust(LABEL), "dim"), (total, "red"), f"   {by_code(snapshot)}")
     for error in snapshot.error_samples:
         place = f"{figures.plain(error.source)} row {figures.count(error.row)}"
         why = figures.plain(error.message, longest=_MESSAGE)

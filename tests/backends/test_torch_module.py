@@ -1,5 +1,6 @@
 """The torch backend computes what the module computes, and loads nothing that could run code unasked."""
 
+import importlib
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -44,9 +45,7 @@ def expected(weights: dict[str, Any]) -> np.ndarray[Any, Any]:
 
 def linear(state: dict[str, torch.Tensor]) -> torch.nn.Module:
     """Return a filled module."""
-    from torch_models import Linear  # type: ignore[import-not-found]
-
-    module: torch.nn.Module = Linear()
+    module: torch.nn.Module = importlib.import_module("torch_models").Linear()
     module.load_state_dict(state)
     return module.eval()
 
@@ -342,7 +341,7 @@ def test_a_device_that_is_not_there_is_an_error() -> None:
 @pytest.mark.parametrize("text", ["float32[4]", "flaot32[?]", "float32[?, many]"])
 def test_types_are_checked_when_the_job_is_read(text: str) -> None:
     """A type that is none, or has no batch axis, is refused with what can be written."""
-    with pytest.raises(ValueError, match="x: .*float32"):
+    with pytest.raises(ValueError, match=r"x: .*float32"):
         TorchSignature(inputs={"x": text})
 
 

@@ -125,8 +125,8 @@ class RenameOptions(Options):
 class SoftmaxOptions(Options):
     """Probabilities."""
 
-    shorthand: ClassVar[str] = "of"
-    of: str | None = None
+    shorthand: ClassVar[str] = "from"
+    from_: str | None = Field(default=None, alias="from")
     temperature: Annotated[float, Field(gt=0)] = 1.0
 
 

@@ -64,7 +64,7 @@ def test_every_section_becomes_the_options_of_its_class(job_file: Write, tmp_pat
         "1.10",
     )
     assert [step.options.model_dump() for step in job.postprocess] == [
-        {"of": "logits", "temperature": 1.0},
+        {"from_": "logits", "temperature": 1.0},
         {"names": {"logits": "score"}},
     ]
     assert type(job.output).__name__ == "JsonlOutputOptions"
