@@ -3,62 +3,70 @@
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 MIN_CHARS = 30
 MAX_CHARS = 400
 PACKAGES = ("numpy", "torch", "pyarrow", "pydantic", "fsspec", "rich", "jinja2", "prometheus_client")
 """Besides the standard library: packages that batchinfer needs, so that they are there."""
+SKIPPED = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib"})
+
+_Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def collect(per_package: int) -> dict[str, list[tuple[str, str]]]:
-    """Return package -> [(qualified name, first paragraph)], each text once, in the order of the files."""
-    library = Path(sysconfig.get_path("stdlib"))
+class Docstring(NamedTuple):
+    """The first paragraph of a docstring, and where it stands."""
+
+    module: str
+    qualname: str
+    text: str
+
+
+def collect() -> dict[str, list[Docstring]]:
+    """Return package -> docstrings, each text once, in the order of the files."""
     site = Path(sysconfig.get_path("purelib"))
-    folders = {"stdlib": library} | {name: site / name for name in PACKAGES if (site / name).is_dir()}
+    folders = {"stdlib": Path(sysconfig.get_path("stdlib"))} | {name: site / name for name in PACKAGES}
     seen: set[str] = set()
-    found = {}
+    found: dict[str, list[Docstring]] = {}
     for package, folder in folders.items():
-        texts = []
-        for name, text in _texts(folder):
-            if text not in seen:
-                seen.add(text)
-                texts.append((name, text))
-            if len(texts) == per_package:
-                break
-        found[package] = texts
+        prefix = () if package == "stdlib" else (package,)
+        found[package] = []
+        for path in sorted(folder.rglob("*.py")):
+            for docstring in _read(path, (*prefix, *path.relative_to(folder).with_suffix("").parts)):
+                if docstring.text not in seen:
+                    seen.add(docstring.text)
+                    found[package].append(docstring)
     return found
 
 
-def version_of(package: str) -> str:
-    """Return the version of a package, for the record."""
+def spread(docstrings: Sequence[Docstring], num: int) -> list[Docstring]:
+    """Return at most `num` of them, from all over the package."""
+    if len(docstrings) <= num:
+        return list(docstrings)
+    return [docstrings[at * len(docstrings) // num] for at in range(num)]
+
+
+def _read(path: Path, parts: tuple[str, ...]) -> Iterator[Docstring]:
+    if SKIPPED.intersection(parts):
+        return
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return sysconfig.get_python_version()
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError):
+        return
+    module = ".".join(parts).removesuffix(".__init__")
+    for qualname, docstring in _docstrings(tree, ()):
+        paragraph = re.sub(r"\s+", " ", docstring.strip().split("\n\n", 1)[0]).strip()
+        if MIN_CHARS <= len(paragraph) <= MAX_CHARS:
+            yield Docstring(module, qualname, paragraph)
 
 
-def _texts(folder: Path) -> Iterator[tuple[str, str]]:
-    for path in sorted(folder.rglob("*.py")):
-        parts = path.relative_to(folder).parts
-        if any(part in {"site-packages", "dist-packages", "test", "tests", "idlelib"} for part in parts):
-            continue
-        try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError, ValueError):
-            continue
-        module = ".".join((*parts[:-1], path.stem))
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                text = _first_paragraph(ast.get_docstring(node) or "")
-                if MIN_CHARS <= len(text) <= MAX_CHARS:
-                    yield f"{module}.{getattr(node, 'name', '')}".rstrip("."), text
-
-
-def _first_paragraph(docstring: str) -> str:
-    paragraph = docstring.strip().split("\n\n", 1)[0]
-    return re.sub(r"\s+", " ", paragraph).strip()
+def _docstrings(node: _Documented, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Yield (qualified name, docstring) of a module, class or function and of what it holds."""
+    yield ".".join(names), ast.get_docstring(node) or ""
+    for child in node.body:
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _docstrings(child, (*names, child.name))

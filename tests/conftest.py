@@ -34,7 +34,9 @@ def environment() -> dict[str, str]:
 def batchinfer() -> Run:
     """Run the command line as a user does, in a process of its own."""
 
-    def run(*arguments: str, stdin: str | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, stdin: str | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "batchinfer", *arguments],
             input=stdin,
@@ -66,7 +68,9 @@ def write_shards(folder: Path, sizes: list[int], *, row_group: int = 100) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     start = 0
     for index, size in enumerate(sizes):
-        pq.write_table(numbers(start, start + size), folder / f"shard-{index}.parquet", row_group_size=row_group)
+        pq.write_table(
+            numbers(start, start + size), folder / f"shard-{index}.parquet", row_group_size=row_group
+        )
         start += size
 
 

@@ -89,11 +89,7 @@ def _propose(
         f"  path: {model}",
         f"  # inputs:  {inputs}",
         f"  # outputs: {outputs}",
-        *(
-            [f"  inputs: {{{', '.join(f'{name}: {column}' for name, column in bound.items())}}}"]
-            if bound
-            else []
-        ),
+        *_renamed(bound),
         "",
         *posts,
         "output:",
@@ -151,9 +147,15 @@ def _postprocess(ready: Ready) -> list[str]:
     return []
 
 
+def _renamed(bound: dict[str, str]) -> list[str]:
+    """Say which columns feed inputs of other names."""
+    pairs = [f"{name}: {column}" for name, column in bound.items() if name != column]
+    return [f"  inputs: {{{', '.join(pairs)}}}"] if pairs else []
+
+
 def _job_name(model: str) -> str:
     path = Path(model.rstrip("/"))
-    name = path.parent.name if path.stem in {"model", "pytorch_model"} and path.parent.name else path.stem
+    name = next((part for part in (path.stem, *path.parts[-2::-1]) if part not in {"model", "models"}), "job")
     return "".join(char if char.isalnum() or char in "-_" else "-" for char in name) or "job"
 
 

@@ -79,6 +79,7 @@ def _normal(path: str) -> str:
     """Return a path without dots, links and a trailing slash, so that two spellings compare equal."""
     if _scheme(path) != "file":
         return path.rstrip("/")
+    # Links are followed in the fixed part only: a glob may match nothing yet.
     fixed, rest = split_glob(path.removeprefix("file://"))
     real = os.path.realpath(fixed)
     return f"{real.rstrip('/')}/{rest}" if rest else real

@@ -34,6 +34,7 @@ def find_module(module: str, root: str) -> CodePlace:
     """
     parts = module.split(".")
     top = parts[0]
+    # A module of the job that is called like Python's own would be one or the other, by luck.
     if top in sys.stdlib_module_names or top == "__main__":
         raise ValueError(f"{quoted(top)} is Python's own; name a module of the job's folder or a package")
     base = Path(root).joinpath(*parts)
@@ -60,11 +61,13 @@ def _installed(top: str) -> ModuleSpec | None:
         return None
     if spec is None:
         return None
-    places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
-    folders = {os.path.realpath(Path(place).parent) for place in places}
-    folders |= {os.path.realpath(Path(place).parent.parent) for place in places}
-    loose = {os.path.realpath(path) for path in ("", *os.environ.get("PYTHONPATH", "").split(os.pathsep))}
-    return None if folders & loose and top != "batchinfer" else spec
+    is_package = spec.submodule_search_locations is not None
+    places = list(spec.submodule_search_locations or ()) if is_package else [spec.origin or ""]
+    # Python puts the working directory on its path for `-m` and `-c`: an accident, not an installation.
+    asked = [os.path.realpath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    here = os.path.realpath("")
+    loose = here not in asked and here in {os.path.realpath(Path(place).parent) for place in places}
+    return None if loose and top != "batchinfer" else spec
 
 
 def _has_submodule(spec: ModuleSpec, parts: list[str]) -> bool:

@@ -27,6 +27,10 @@ class Environment:
         self.problems = problems
         self.secrets: dict[str, str] = {}
 
+    def secret_paths(self) -> list[KeyPath]:
+        """Return the paths of the given fields whose values are never shown."""
+        return [at for at, field in self.fields.items() if is_marked(field, Secret)]
+
     def put(self, node: Any, at: KeyPath, root: str) -> Any:
         """Return a value with its variables put in; what may not stand there is recorded."""
         if isinstance(node, Mapping):
@@ -40,6 +44,7 @@ class Environment:
         if field is None:
             # An unknown key: reported as such, and nobody reads its value.
             return text
+        # Judged before its variables are in, so that a message can quote what stands in the file.
         if is_marked(field, Secret):
             self._record(at, secret_problem(at[-1], text))
         if is_marked(field, Code):

@@ -157,7 +157,7 @@ def _describe(arm: Any) -> str:
     origin = get_origin(base)
     if origin in (list, tuple):
         inner = plain(get_args(base)[0]) if get_args(base) else str
-        items = _PLURALS.get(inner)
+        items = describe(inner) if literals(inner) else _PLURALS.get(inner)
         word = f"a list of {items}" if items else "a list"
         if origin is tuple and get_args(base)[-1] is not Ellipsis:
             word = f"a list of {len(get_args(base))} {items or 'values'}"

@@ -25,7 +25,7 @@ FORMAT = 1
 OUTPUT_FORMAT = 1
 """Version of what is written: names, metadata, the columns of `_error`."""
 
-_ENGINES = {"onnx": "onnxruntime", "torch": "torch", "transformers": "transformers"}
+_ENGINES = {"onnx": ("onnxruntime",), "torch": ("torch",), "transformers": ("transformers", "torch")}
 _DISTRIBUTIONS = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime")}
 _SECTIONS = ("input", "model", "batching", "output", "checkpoint", "errors")
 
@@ -139,17 +139,18 @@ def _distribution_version(package: str) -> str | None:
 
 
 def _engine(job: Job) -> dict[str, str]:
-    """Return the minor versions of the libraries that compute the output."""
+    """Return the minor versions of the libraries that compute the output, asked without importing them."""
     found = {}
-    for library in ("pyarrow", _ENGINES.get(job.model.backend)):
-        for name in _DISTRIBUTIONS.get(library or "", (library or "",)):
+    for library in ("pyarrow", *_ENGINES.get(job.model.backend, ())):
+        for distribution in _DISTRIBUTIONS.get(library, (library,)):
             try:
-                version = metadata.version(name) if name else ""
+                version = metadata.version(distribution)
             except metadata.PackageNotFoundError:
                 continue
-            found[str(library)] = ".".join(re.split(r"[.+]", version)[:2])
+            # Patch releases fix bugs and keep numbers; a minor release may not.
+            found[library] = ".".join(re.split(r"[.+]", version)[:2])
             break
-    return {name: version for name, version in found.items() if version}
+    return found
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -77,5 +77,6 @@ def external_files(model: str) -> list[Path]:
         for found in _LOCATION.finditer(data):
             value = data[found.end() : found.end() + found.group(1)[0]]
             names.add(value.decode(errors="replace"))
+    # The regular expression may hit tensor bytes by chance: only names that exist beside the model count.
     inside = (name for name in names if "\0" not in name and ".." not in Path(name).parts)
     return sorted(file for file in (path.parent / name for name in inside) if file.is_file())

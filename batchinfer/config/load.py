@@ -122,6 +122,7 @@ def interpret(
         "observe": reader.section(ObserveOptions, document, "observe"),
     }
     check_together(sections, problems)
+    # The only place where problems become an error: before it, everything is looked at once.
     problems.raise_if_any()
     assert isinstance(head, JobHead)
     return Job(

@@ -38,7 +38,7 @@ def resolve(job: Job, machine: Machine) -> Job:
     """
     resolved: dict[str, tuple[Any, str]] = {}
     for name, path in (("input.format", ("input", "format")), ("model.backend", ("model", "backend"))):
-        if path[1] not in (job.document.get(path[0]) or {}):
+        if (job.document.get(path[0]) or {}).get(path[1]) is None:
             section = job.input if path[0] == "input" else job.model
             resolved[name] = (getattr(section, path[1]), "from the path")
     devices, why = _devices(job, machine)

@@ -13,7 +13,7 @@ from batchinfer.config import sections
 from batchinfer.config.environment import Environment
 from batchinfer.config.fields import fields_by_key
 from batchinfer.config.problems import KeyPath, Problems, quoted
-from batchinfer.config.wording import explain, shown
+from batchinfer.config.wording import Section, explain, shown
 from batchinfer.errors import BatchinferError
 from batchinfer.options import Options
 
@@ -104,6 +104,7 @@ class OptionsReader:
         before = len(self.problems.found)
         environment = Environment(cls, value, path, self.problems)
         ready = environment.put(value, path, self.root)
+        # Through JSON: lists may become tuples there, while texts still do not become numbers.
         try:
             options = cls.model_validate_json(json.dumps(ready), context={"root": self.root})
         except ValidationError as error:
@@ -125,7 +126,15 @@ class OptionsReader:
     ) -> None:
         """Record what pydantic found, once for each key that has no problem yet."""
         known = {found[1] for found in self.problems.found}
-        written = {at[len(path) :]: text for at, text in self.written.items() if at[: len(path)] == path}
-        for below, message in explain(error, cls, value, written=written, homes=self.homes):
+        size = len(path)
+        section = Section(
+            cls=cls,
+            value=value,
+            written={at[size:]: text for at, text in self.written.items() if at[:size] == path},
+            homes=self.homes,
+            hidden=frozenset(at[size:] for at in environment.secret_paths()),
+        )
+        for below, message in explain(error, section):
+            # A value that was refused before, such as an alias, is not what the user wrote.
             if (*path, *below) not in known:
                 self.problems.add((*path, *below), environment.scrub(message))

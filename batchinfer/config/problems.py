@@ -44,7 +44,10 @@ class Problems:
         if place is None and label is None:
             label = self.label(path)
         where = place or self.nearest(path) or Place(0, 0)
-        self.found[where, path, message, label or self.origin] = None
+        # Messages of components may quote a value raw; a report is one line each, safe on a terminal.
+        line = " ".join(message.split())
+        line = line if line.isprintable() else ascii(line)[1:-1]
+        self.found[where, path, line, label or self.origin] = None
         # A file with so many is no job file; collecting on would cost minutes.
         if len(self.found) >= _MOST_KEPT:
             self.raise_if_any()

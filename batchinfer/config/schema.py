@@ -11,8 +11,11 @@ from batchinfer.config.sections import (
     CheckpointOptions,
     ComputeOptions,
     ErrorsOptions,
+    InputOptions,
     JobHead,
+    ModelOptions,
     ObserveOptions,
+    OutputOptions,
 )
 from batchinfer.options import Options
 
@@ -25,6 +28,7 @@ _SECTIONS: Mapping[str, type[Options]] = {
     "compute": ComputeOptions,
     "observe": ObserveOptions,
 }
+_CHOSEN: Mapping[str, type[Options]] = {"input": InputOptions, "model": ModelOptions, "output": OutputOptions}
 _PARAM = {"$ref": "#/$defs/param"}
 _NULL = {"type": "null"}
 _RESTRICTING = {"enum", "const", "pattern", "minLength", "maxLength", "format"}
@@ -144,12 +148,11 @@ def _needs_param(schema: Schema) -> bool:
 def _chosen(section: str, kind: str, selector: str, defs: Schema) -> Schema:
     """Return a section whose keys depend on one of them: `format` or `backend`."""
     names = []
-    description = ""
+    description = _CHOSEN[section].model_fields[selector].description or ""
     for name, component in _classes(kind).items():
         schema = _of_class(component.Options, f"{section}.{name}", defs)
-        description = description or schema["properties"].get(selector, {}).get("description", "")
         # Absent or null, the selector is guessed; then any of the classes may be meant.
-        schema["properties"][selector] = {"enum": [name, None]}
+        schema["properties"][selector] = {"description": description, "enum": [name, None]}
         schema["required"] = [key for key in schema.get("required", []) if key != selector]
         defs[f"{section}.{name}"] = schema
         names.append(name)

@@ -114,6 +114,7 @@ def _walk(value: Any, path: KeyPath, params: Params) -> Any:
         return [_walk(item, (*path, index), params) for index, item in enumerate(value)]
     if not isinstance(value, str) or "${" not in value:
         return value
+    # A parameter that stands alone keeps its type: `limit: ${param:rows}` is a number.
     whole = _TOKEN.fullmatch(value)
     reference = _REFERENCE.fullmatch(whole.group(1) or "") if whole else None
     if reference and reference.group(1) == "param":
@@ -128,6 +129,7 @@ def _walk(value: Any, path: KeyPath, params: Params) -> Any:
             _refuse(match, path, params.problems)
             return match.group()
         if inner.group(1) == "env":
+            # Left as it is: the document is stored, and workers read their own environment.
             return match.group()
         return escape(params.text(inner.group(2), path))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -42,29 +43,38 @@ def unknown_key(key: str, known: Mapping[str, Any], homes: Mapping[str, list[str
     return f"unknown key{guess(key, known) or ' (known: ' + ', '.join(sorted(known)) + ')'}"
 
 
-def explain(
-    error: ValidationError,
-    cls: type[Options],
-    value: Mapping[str, Any],
-    *,
-    written: Mapping[KeyPath, str],
-    homes: Mapping[str, list[str]],
-) -> list[tuple[KeyPath, str]]:
-    """Return (path below the section, message) for every mistake, once each.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A mapping that was checked, and what its messages need to know.
 
-    `written` has the unquoted scalars of the section as they stand in the file.
+    `written` has its unquoted scalars as they stand in the file, `homes` the section of every key,
+    `hidden` the paths whose values are never shown. All paths begin below the section.
     """
+
+    cls: type[Options]
+    value: Mapping[str, Any]
+    written: Mapping[KeyPath, str]
+    homes: Mapping[str, list[str]]
+    hidden: frozenset[KeyPath]
+
+    def hides(self, path: KeyPath) -> bool:
+        """Say whether the value at a path is a secret, or lies inside one."""
+        return any(path[:size] in self.hidden for size in range(1, len(path) + 1))
+
+
+def explain(error: ValidationError, section: Section) -> list[tuple[KeyPath, str]]:
+    """Return (path below the section, message) for every mistake, once each."""
     groups: dict[KeyPath, list[tuple[KeyPath, ErrorDetails]]] = {}
     for detail in error.errors(include_url=False):
-        path, union = _path(detail, value)
+        path, union = _path(detail, section.value)
         groups.setdefault(union, []).append((path, detail))
     found: dict[KeyPath, str] = {}
     for union, details in groups.items():
+        # Of the alternatives of a union, the one that got furthest is the one that was meant.
         deeper = [(path, detail) for path, detail in details if len(path) > len(union)]
         for path, detail in deeper or details:
-            text = _message(path, detail, cls, value, written=written, homes=homes)
             if path not in found or detail["type"] == "value_error":
-                found[path] = text
+                found[path] = _message(path, detail, section)
     return list(found.items())
 
 
@@ -91,29 +101,24 @@ def _path(detail: ErrorDetails, value: Any) -> tuple[KeyPath, KeyPath]:
     return path, path if union is None else union
 
 
-def _message(
-    path: KeyPath,
-    detail: ErrorDetails,
-    cls: type[Options],
-    value: Mapping[str, Any],
-    *,
-    written: Mapping[KeyPath, str],
-    homes: Mapping[str, list[str]],
-) -> str:
+def _message(path: KeyPath, detail: ErrorDetails, section: Section) -> str:
     kind = detail["type"]
     if kind == "missing":
         return "is required"
     if kind == "extra_forbidden":
-        siblings = _fields(annotation_at(cls, path[:-1]))
-        return unknown_key(str(path[-1]), siblings, homes if len(path) == 1 else {})
+        siblings = _fields(annotation_at(section.cls, path[:-1]))
+        return unknown_key(str(path[-1]), siblings, section.homes if len(path) == 1 else {})
+    got = value_at(section.value, path)
     if kind in ("value_error", "assertion_error"):
-        return str(detail.get("ctx", {}).get("error", "is not valid"))
-    got = value_at(value, path)
-    expected = annotation_at(cls, path)
-    if expected is None:
-        return f"is not valid here, got {shown(got, written.get(path))}"
-    hint = _hint(expected, got, written.get(path))
-    return f"must be {describe(expected)}, got {shown(got, written.get(path))}{hint}"
+        text = str(detail.get("ctx", {}).get("error", "is not valid"))
+        return text.replace(str(got), "***") if section.hides(path) and got != "" else text
+    written = section.written.get(path)
+    expected = annotation_at(section.cls, path)
+    wanted = "is not valid here" if expected is None else f"must be {describe(expected)}"
+    if section.hides(path):
+        return f"{wanted}, got {kind_of(got)}"
+    hint = "" if expected is None else _hint(expected, got, written)
+    return f"{wanted}, got {shown(got, written)}{hint}"
 
 
 def _fields(annotation: Any) -> Mapping[str, Any]:
@@ -138,14 +143,27 @@ def value_at(value: Any, path: KeyPath) -> Any:
 def shown(value: Any, written: str | None = None) -> str:
     """Return a short, safe description of a value: what it is, and its kind where that surprises."""
     match value:
-        case None:
-            return "nothing"
         case bool():
             return written or str(value).lower()
         case int() | float():
             return f"the number {printable(written or repr(value))}"
         case str():
             return f"{quoted(value)} (text)"
+        case _:
+            return kind_of(value)
+
+
+def kind_of(value: Any) -> str:
+    """Return what a value is, without the value."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
         case list():
             return f"a list of {len(value)}"
         case _:

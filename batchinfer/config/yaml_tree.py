@@ -188,6 +188,7 @@ class _Reader:
             self.add(path[:2], f"is nested deeper than {MAX_DEPTH} levels")
             self.problems.raise_if_any()
         place = _place(event.start_mark)
+        # 450 bytes of aliases can stand for a billion values once they are written out.
         if isinstance(event, AliasEvent):
             self.add(path, f"`*{event.anchor}` is a YAML alias; repeat the value instead", place=place)
             return None
@@ -231,6 +232,7 @@ class _Reader:
                 self.skip(next(self.events), path)
             elif key in values:
                 first = self.tree.places[(*path, key)]
+                # PyYAML would keep the last one without a word.
                 message = f"is given twice; the first is in line {first.line}"
                 self.add((*path, key), message, place=place)
                 self.skip(next(self.events), (*path, key))

@@ -107,11 +107,11 @@ class InlineWorker:
         self._code = 0
 
         def run() -> None:
-            channel = Channel(down_read, up_write)
+            # The other end of the pair is the inbox's: it reads until we close ours.
             try:
-                self._code = serve(channel)
+                self._code = serve(Channel(down_read, up_write))
             finally:
-                channel.close()
+                os.close(up_write)
 
         self._thread = threading.Thread(target=run, name="worker", daemon=True)
         self._thread.start()

@@ -69,6 +69,7 @@ class _Inbox:
             self._take(messages)
         # The parent is gone: what it would have been told, the next listing tells.
         self.stop.set()
+        os.close(self._channel.read_fd)
 
     def _take(self, messages: object) -> None:
         assert isinstance(messages, list)

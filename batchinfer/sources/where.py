@@ -125,7 +125,8 @@ class _Parser:
 
     def _test(self, left: Any, *, negated: bool) -> Any:
         if self._accept("in"):
-            return left.isin(self._list())
+            # SQL's `null in (…)` is null, Arrow's is false: `x < x` is null for a null, else false.
+            return left.isin(self._list()) | pc.less(left, left)
         if self._accept("between"):
             low = self._operand()
             self._expect("and")

@@ -44,10 +44,10 @@ def _headline(snapshot: Snapshot) -> Text:
     assert finished is not None
     if not finished.complete:
         what, style = f"stopped (exit code {finished.exit_code})", "bold yellow"
-    elif _rows_error(snapshot):
-        what, style = "done, with errors within the budget", "bold yellow"
     elif snapshot.units_reused == snapshot.units_total:
         what, style = "nothing was left to do", "bold green"
+    elif _rows_error(snapshot):
+        what, style = "done, with errors within the budget", "bold yellow"
     else:
         what, style = "done", "bold green"
     rest = f"   {snapshot.job}   run {snapshot.run}   {figures.duration(finished.seconds)}"
@@ -64,22 +64,23 @@ def _counts(snapshot: Snapshot) -> Iterator[Text]:
     """Account for every row: of the whole output where it was counted, else of this run."""
     finished = snapshot.finished
     assert finished is not None
-    whole = (finished.rows_ok, finished.rows_error, finished.rows_filtered)
-    mine = (snapshot.rows_ok, snapshot.rows_error, snapshot.rows_filtered)
-    ok, error, filtered = (figures.count(value) for value in mine)
-    split = f"{ok} ok + {error} error + {filtered} filtered"
-    total, reused = figures.count(snapshot.rows_total), figures.count(snapshot.rows_reused)
-    if not finished.complete:
-        committed = figures.count(snapshot.rows_committed)
-        yield _line("rows", f"{committed} of {total} in are committed = {reused} reused + {split}")
-    elif None in whole:
-        yield _line("rows", f"{total} in = {reused} reused + {split}")
+    total, committed = figures.count(snapshot.rows_total), figures.count(snapshot.rows_committed)
+    whole = finished.complete and finished.rows_ok is not None
+    if whole:
+        split = _split(finished.rows_ok, finished.rows_error, finished.rows_filtered)
+        yield _line("rows", f"{total} in = {split}")
     else:
-        ok, error, filtered = (figures.count(value or 0) for value in whole)
-        yield _line("rows", f"{total} in = {ok} ok + {error} error + {filtered} filtered")
-        yield _line(
-            "reused", f"{reused} rows, committed by earlier runs" if snapshot.rows_reused else "0 rows"
-        )
+        yield _line("rows", f"{committed} of {total} committed")
+    if snapshot.rows_reused:
+        yield _line("reused", f"{figures.count(snapshot.rows_reused)} rows, committed by earlier runs")
+    if not whole:
+        split = _split(snapshot.rows_ok, snapshot.rows_error, snapshot.rows_filtered)
+        yield _line("this run", split)
+
+
+def _split(ok: int | None, error: int | None, filtered: int | None) -> str:
+    parts = ((ok, "ok"), (error, "error"), (filtered, "filtered"))
+    return " + ".join(f"{figures.count(number or 0)} {what}" for number, what in parts)
 
 
 def _speed(snapshot: Snapshot) -> str:
@@ -89,7 +90,7 @@ def _speed(snapshot: Snapshot) -> str:
         f"{num_workers} worker{'s' if num_workers != 1 else ''}",
     ]
     if snapshot.mean_busy_ratio is not None:
-        parts.append(f"computing {figures.percent(snapshot.mean_busy_ratio)} of the time")
+        parts.append(f"busy {figures.percent(snapshot.mean_busy_ratio)}")
     if snapshot.padding_ratio is not None:
         parts.append(f"padding {figures.percent(snapshot.padding_ratio)}")
     return "   ".join(parts)
@@ -110,7 +111,7 @@ def _errors(snapshot: Snapshot) -> Iterator[Text]:
 def _next(snapshot: Snapshot) -> Iterator[Text]:
     verify = f"batchinfer verify {shlex.quote(figures.plain(snapshot.output))}"
     if _rows_error(snapshot):
-        yield _line("next", "the failed rows are in the output: nulls, with their reason in `_error`")
+        yield _line("next", "the failed rows are in the output, their reason in `_error`")
         yield _line("", verify, "cyan")
     else:
         yield _line("next", verify, "cyan")

@@ -146,7 +146,9 @@ COMPONENTS: dict[str, dict[str, type[Options]]] = {
 
 
 @pytest.fixture(autouse=True)
-def _components(monkeypatch: pytest.MonkeyPatch) -> None:
+def _components(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if getattr(request.module, "REAL_COMPONENTS", False):
+        return
     module = types.ModuleType("config_stand_ins")
     built_in: dict[str, dict[str, str]] = {}
     for kind, classes in COMPONENTS.items():

@@ -148,13 +148,8 @@ def printed_by(code: str) -> str:
 
 def test_the_committed_schema_is_the_generated_one() -> None:
     """`schemas/job.schema.json` is what `batchinfer schema` prints with the components of this package."""
-    code = (
-        "import json; from batchinfer.config import json_schema; print(json.dumps(json_schema(), indent=2))"
-    )
-    printed = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
-    )
-    assert json.loads(printed.stdout) == json.loads((ROOT / "schemas/job.schema.json").read_text())
+    code = "import json; from batchinfer.config import json_schema; print(json.dumps(json_schema()))"
+    assert json.loads(printed_by(code)) == json.loads((ROOT / "schemas/job.schema.json").read_text())
 
 
 def test_loading_imports_nothing_heavy() -> None:
@@ -166,7 +161,4 @@ json_schema()
 heavy = {"torch", "onnxruntime", "transformers", "tokenizers", "PIL", "jinja2", "obstore", "fsspec", "rich"}
 print(sorted(heavy & sys.modules.keys()))
 """
-    printed = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
-    )
-    assert printed.stdout.strip() == "[]"
+    assert printed_by(code).strip() == "[]"

@@ -178,7 +178,7 @@ def test_secrets_arrive_and_never_leave(job_file: Write) -> None:
     [
         (
             ('api_key: "${env:SECRET}"', 'api_key: "bad ${env:SECRET}"'),
-            "job.yaml:5:28  model.api_key: is no key: 'bad ${env:SECRET}'",
+            "job.yaml:5:28  model.api_key: is no key: '***'",
         ),
         (
             ('"${env:BUCKET}/x"', '"https://u:${env:SECRET}@host/x"'),
@@ -208,6 +208,17 @@ def test_a_bad_value_beside_a_secret_does_not_print_it(job_file: Write) -> None:
     report = load_error(job_file(text))
     assert SECRET not in report
     assert "observe.pushgateway.instance: must be text, got a list of 1" in report
+
+
+def test_a_secret_that_was_written_down_is_not_printed(job_file: Write, minimal: str) -> None:
+    """A secret of the wrong type, or one that its check repeats, is refused without being shown."""
+    text = minimal.replace("path: model.onnx", "backend: endpoint\n  api_key: {}")
+    number = load_error(job_file(text.format("4815162342")))
+    assert number == "job.yaml:6:3  model.api_key: must be text, got a number"
+    quoted = load_error(job_file(text.format('"bad-canary ${env:HOME}"')))
+    assert "canary" not in quoted
+    storage = load_error(job_file(minimal + "  storage_options: canary\n"))
+    assert storage == "job.yaml:8:3  output.storage_options: must be a mapping, got text"
 
 
 def test_a_variable_that_is_not_text(job_file: Write, minimal: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,9 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path, batchinfer: Run) -
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious.parquet"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 75), (signal.SIGTERM, 75), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 75), (signal.SIGTERM, 75), (signal.SIGKILL, -9)]
+)
 def test_a_stopped_run_resumes_to_the_same_output(
     tmp_path: Path, batchinfer: Run, number: signal.Signals, code: int
 ) -> None:
