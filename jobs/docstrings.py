@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ MIN_CHARS = 30
 MAX_CHARS = 400
 PACKAGES = ("numpy", "torch", "pyarrow", "pydantic", "fsspec", "rich", "jinja2", "prometheus_client")
 """Besides the standard library: packages that batchinfer needs, so that they are there."""
-SKIPPED = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib"})
+SKIPPED = frozenset({"site-packages", "dist-packages", "test", "tests", "testing", "idlelib", "lib2to3"})
 
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -35,7 +36,7 @@ def collect() -> dict[str, list[Docstring]]:
     for package, folder in folders.items():
         prefix = () if package == "stdlib" else (package,)
         found[package] = []
-        for path in sorted(folder.rglob("*.py")):
+        for path in _sources(folder):
             for docstring in _read(path, (*prefix, *path.relative_to(folder).with_suffix("").parts)):
                 if docstring.text not in seen:
                     seen.add(docstring.text)
@@ -50,9 +51,14 @@ def spread(docstrings: Sequence[Docstring], num: int) -> list[Docstring]:
     return [docstrings[at * len(docstrings) // num] for at in range(num)]
 
 
+def _sources(folder: Path) -> Iterator[Path]:
+    """Yield the source files below a folder, sorted, without tests and private parts."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name not in SKIPPED and not name.startswith("_"))
+        yield from (Path(parent, name) for name in sorted(files) if name.endswith(".py"))
+
+
 def _read(path: Path, parts: tuple[str, ...]) -> Iterator[Docstring]:
-    if SKIPPED.intersection(parts):
-        return
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError):

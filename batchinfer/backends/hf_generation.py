@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Generator:
-    """Answers texts. Of the folder's generation settings only the special tokens count; the job says the rest.
+    """Answers texts. Only the special tokens are the folder's; all other settings are the job's.
 
     Raises ContractError for `chat` with a tokenizer that has no template.
     """
@@ -86,7 +86,5 @@ class Generator:
 
     def _as_message(self, text: str) -> str:
         message = [{"role": "user", "content": text}]
-        written: str = self._tokenizer.apply_chat_template(
-            message, tokenize=False, add_generation_prompt=True
-        )
-        return written
+        filled = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        return str(filled)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import pyarrow as pa
 
 from batchinfer.backends import hf_folder, hf_tasks

@@ -1,31 +1,129 @@
-"""thin"""
+"""A model that takes its time and computes what anyone can check: for tests, demos and benchmarks."""
 
 from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
 import time
-from typing import Literal
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from batchinfer.backends.type_text import Signature, parse_specs
 from batchinfer.config.sections import ModelOptions
-from batchinfer.data import TensorSpec
+from batchinfer.errors import ContractError
+from batchinfer.options import Field, neutral
+from batchinfer.tensors import NUMERIC
+
+if TYPE_CHECKING:
+    from batchinfer.data import Tensors, TensorSpec
 
 
-class O(ModelOptions):
+def _linear() -> Signature:
+    return Signature(inputs={"x": "float32[?]"}, outputs={"y": "float32[?]"})
+
+
+class SimulatedOptions(ModelOptions):
+    """No file: y = 2 x, after a while."""
+
     backend: Literal["simulated"] = "simulated"
-    seconds_per_batch: float = 0.0
+    """simulated"""
+
+    seconds_per_batch: float = neutral(0.02, ge=0)
+    """Seconds that a batch takes, however many rows it has."""
+
+    seconds_per_row: float = neutral(0.0, ge=0)
+    """Seconds that each row adds to its batch."""
+
+    load_seconds: float = neutral(0.0, ge=0)
+    """Seconds that loading takes."""
+
+    exclusive: bool = neutral(default=False)
+    """Compute one batch at a time across all processes of this machine, as one device would."""
+
+    signature: Signature = Field(default_factory=_linear)
+    """What it takes and gives. By default `x: float32[?]` and `y: float32[?]`."""
 
 
 class SimulatedBackend:
-    Options = O
+    """Every number that a row gets is twice the sum of the row's inputs: y = 2 x for one number.
 
-    def __init__(self, o):
-        self.o = o
-        self.inputs = (TensorSpec("x", "float32", (None,)),)
-        self.outputs = (TensorSpec("y", "float32", (None,)),)
+    A text counts as the CRC-32 of its UTF-8 bytes; text that is given is that number, written out.
+    So a result that stands in the wrong row, or was computed from padding, is seen.
+    """
 
-    def load(self, device, *, threads):
-        pass
+    Options = SimulatedOptions
 
-    def forward(self, t):
-        time.sleep(self.o.seconds_per_batch)
-        return {"y": t["x"] * 2}
+    def __init__(self, options: SimulatedOptions) -> None:
+        self._options = options
+        self._lock: int | None = None
+        self.inputs: Sequence[TensorSpec] = ()
+        self.outputs: Sequence[TensorSpec] = ()
 
-    def close(self):
-        pass
+    def load(self, device: str, *, threads: int) -> None:
+        """Wait for `load_seconds`. Raises ContractError for outputs whose size is not known."""
+        del threads
+        self.inputs = parse_specs(self._options.signature.inputs)
+        self.outputs = parse_specs(self._options.signature.outputs)
+        for spec in self.outputs:
+            if None in spec.shape[1:] or spec.dtype not in NUMERIC | {"string"}:
+                raise ContractError(
+                    f"model.signature: the simulated backend cannot make up `{spec}`",
+                    hint="give it numbers of known size, or string[?]",
+                )
+        if self._options.exclusive:
+            name = f"batchinfer-simulated-{os.getuid()}-{device.replace(':', '')}.lock"
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._lock = os.open(Path(tempfile.gettempdir()) / name, flags, 0o600)
+        time.sleep(self._options.load_seconds)
+
+    def forward(self, tensors: Tensors) -> dict[str, Any]:
+        """Compute a batch, for as long as the options say."""
+        sums = [_row_sums(tensors[spec.name]) for spec in self.inputs]
+        num_rows = len(sums[0])
+        with self._alone():
+            time.sleep(self._options.seconds_per_batch + num_rows * self._options.seconds_per_row)
+        doubled = 2 * np.sum(sums, axis=0)
+        return {spec.name: _filled(spec, doubled) for spec in self.outputs}
+
+    def close(self) -> None:
+        """Forget the lock file; it stays, so that nobody waits on another one."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the machine-wide lock, if there is one. The system frees it when a process dies."""
+        if self._lock is None:
+            yield
+            return
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+
+def _row_sums(column: Any) -> np.ndarray[Any, Any]:
+    """Return each row's sum, float64 of shape (rows,)."""
+    if isinstance(column, (pa.Array, pa.ChunkedArray)):
+        return np.array([zlib.crc32(str(text).encode()) for text in column.to_pylist()], np.float64)
+    values = column if isinstance(column, np.ndarray) else column.cpu().numpy()
+    result: np.ndarray[Any, Any] = values.reshape(len(values), -1).sum(axis=1, dtype=np.float64)
+    return result
+
+
+def _filled(spec: TensorSpec, values: np.ndarray[Any, Any]) -> Any:
+    """Return an output in which every number of a row is the row's value."""
+    if spec.dtype == "string":
+        return pa.array([str(value) for value in values], pa.string())
+    shape = (len(values), *(size or 1 for size in spec.shape[1:]))
+    whole = np.broadcast_to(values.reshape(-1, *(1,) * (len(shape) - 1)), shape)
+    return np.ascontiguousarray(whole).astype(spec.dtype)

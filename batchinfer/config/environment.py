@@ -12,8 +12,8 @@ from batchinfer.config.credentials import path_problem, secret_problem
 from batchinfer.config.entries import entry_problem
 from batchinfer.config.fields import allows_env, is_job_path, is_marked, leaves
 from batchinfer.config.problems import KeyPath, Problems
+from batchinfer.config.scalars import checked
 from batchinfer.config.substitution import substitute_env
-from batchinfer.config.yaml_tree import checked
 from batchinfer.options import Code, Options, Secret
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from batchinfer.config.crosschecks import check_together
 from batchinfer.config.guesses import guess_backend, guess_format
 from batchinfer.config.job import Job
+from batchinfer.config.mapping_tree import tree_of_mapping
 from batchinfer.config.options_reader import OptionsReader
 from batchinfer.config.overrides import apply_overrides
 from batchinfer.config.problems import Problems, guess, quoted
@@ -25,7 +26,7 @@ from batchinfer.config.sections import (
 from batchinfer.config.steps import read_steps
 from batchinfer.config.substitution import substitute_params
 from batchinfer.config.wording import unknown_key
-from batchinfer.config.yaml_tree import MAX_BYTES, Tree, parse_job, tree_of_mapping
+from batchinfer.config.yaml_tree import MAX_BYTES, Tree, parse_job
 from batchinfer.errors import JobFileError
 
 SECTIONS = (

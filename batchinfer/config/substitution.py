@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from batchinfer.config.problems import KeyPath, Problems, guess, listed, printable, quoted
-from batchinfer.config.yaml_tree import JSON, scalar
+from batchinfer.config.scalars import scalar
+from batchinfer.config.yaml_tree import JSON
 
 _TOKEN = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
 _REFERENCE = re.compile(r"(param|env):([A-Za-z_][A-Za-z0-9_]*)")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any, TypeAlias, cast
 
 import yaml
@@ -24,6 +21,7 @@ from yaml.events import (
 )
 
 from batchinfer.config.problems import KeyPath, Place, Problems, printable, quoted
+from batchinfer.config.scalars import checked, scalar
 from batchinfer.errors import JobFileError
 
 JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | None"
@@ -31,12 +29,6 @@ JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | Non
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 32
 
-_INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_NULL = frozenset({"", "~", "null", "Null", "NULL"})
-_TRUE = frozenset({"true", "True", "TRUE"})
-_FALSE = frozenset({"false", "False", "FALSE"})
-_LARGEST = 2**63
 _SKIPPED = -1
 
 
@@ -71,35 +63,6 @@ def parse_job(data: bytes, problems: Problems) -> Tree:
         problems.raise_if_any()
     tree.value = cast("dict[str, Any]", value)
     return tree
-
-
-def scalar(text: str) -> JSON:
-    """Return what an unquoted YAML scalar means: null, true, false, a number, else text.
-
-    The words of YAML 1.1 (`yes`, `NO`, `12:30:00`, `0777`) are text here. Raises ValueError for a
-    number that does not fit 64 bits.
-    """
-    if text in _NULL:
-        return None
-    if text in _TRUE or text in _FALSE:
-        return text in _TRUE
-    if _INT.fullmatch(text):
-        if len(text) > len(str(_LARGEST)) + 1 or abs(int(text)) >= _LARGEST:
-            raise ValueError(f"{printable(text)} does not fit a 64-bit number")
-        return int(text)
-    if _FLOAT.fullmatch(text):
-        number = float(text)
-        if number in (float("inf"), float("-inf")):
-            raise ValueError(f"{printable(text)} does not fit a 64-bit number")
-        return number
-    return checked(text)
-
-
-def checked(text: str) -> str:
-    """Return the text. Raises ValueError for what no path, name or JSON file can hold."""
-    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
-        raise ValueError("holds a NUL or half of a surrogate pair; remove it")
-    return text
 
 
 def parse_value(text: str) -> JSON:
@@ -271,43 +234,3 @@ class _Reader:
         self.tree = Tree({})
         self.node(event, (*path, _SKIPPED))
         self.tree = kept
-
-
-def tree_of_mapping(source: Mapping[Any, Any], problems: Problems) -> Tree:
-    """Return a mapping from Python as a tree: copied, paths as text, tuples as lists."""
-    value = _plain(source, (), problems)
-    problems.raise_if_any()
-    assert isinstance(value, dict)
-    return Tree(value)
-
-
-def _plain(value: Any, path: KeyPath, problems: Problems) -> JSON:
-    if len(path) > MAX_DEPTH:
-        problems.add(path[:2], f"is nested deeper than {MAX_DEPTH} levels")
-        problems.raise_if_any()
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                problems.add(path, f"has the key {key!r}, which is not text")
-        return {str(key): _plain(item, (*path, str(key)), problems) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, (*path, index), problems) for index, item in enumerate(value)]
-    try:
-        return _plain_scalar(value)
-    except ValueError as error:
-        problems.add(path, str(error))
-        return None
-
-
-def _plain_scalar(value: Any) -> JSON:
-    """Return a single value from Python. Raises ValueError for what YAML could not have said."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int | float):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError("must be a finite number")
-        # Through its text, so that numbers beyond 64 bits meet the same refusal.
-        return scalar(json.dumps(value))
-    if isinstance(value, str | PurePath):
-        return checked(str(value))
-    raise ValueError(f"is a Python {type(value).__name__}; a job has texts, numbers, lists and mappings")

@@ -127,7 +127,8 @@ def _null_rows(column: pa.Array) -> np.ndarray[tuple[int, ...], np.dtype[np.gene
     if column.null_count:
         bad |= column.is_null().to_numpy(zero_copy_only=False)
     if pa.types.is_fixed_size_list(column.type):
-        inner = _filled(column).flatten() if column.null_count else column.flatten()
+        size = column.type.list_size
+        inner = column.values.slice(column.offset * size, len(column) * size)
         if inner.null_count:
             holes = inner.is_null().to_numpy(zero_copy_only=False)
             bad |= holes.reshape(len(column), -1).any(axis=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
 from rich.console import Console
 from rich.text import Text
@@ -38,7 +38,7 @@ class LiveProgress:
         self._tally = tally
         self._devices = devices
         self._out = SafeStream(stream)
-        self._painter = Painter(self._out, stream)
+        self._painter = Painter(self._out)
         self._waiting: deque[Text] = deque(maxlen=_MAX_WAITING)
         self._lock = threading.Lock()
         self._ticker = Ticker(self._tick, every_s=_EVERY_S, name="progress")
@@ -83,10 +83,12 @@ class LiveProgress:
 class Painter:
     """Draws lines over those of the time before, in one write, erasing only what is left over."""
 
-    def __init__(self, out: SafeStream, stream: TextIO | None) -> None:
+    def __init__(self, out: SafeStream) -> None:
         self._out = out
         # It only turns styles into colours, as many as the terminal has; nothing is printed with it.
-        self._console = Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._console = Console(
+            file=cast("TextIO", out), highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
         self._drawn: list[int] = []
         self._columns = 0
 

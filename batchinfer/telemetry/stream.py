@@ -27,6 +27,13 @@ class SafeStream:
         """The stream's encoding."""
         return self._encoding
 
+    def isatty(self) -> bool:
+        """Tell whether it is a terminal."""
+        return self._fd is not None and os.isatty(self._fd)
+
+    def flush(self) -> None:
+        """Do nothing: nothing is kept back."""
+
     def size(self) -> tuple[int, int]:
         """Return the columns and lines of the terminal, or 80 and 24."""
         try:

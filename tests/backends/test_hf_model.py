@@ -274,7 +274,7 @@ def test_generation_is_the_models_own(llama: str) -> None:
 
 def test_sampling_repeats_itself(llama: str) -> None:
     """The same batch and seed give the same text, another seed another one."""
-    options = {"max_new_tokens": 8, "temperature": 5.0, "top_p": 0.95}
+    options: dict[str, Any] = {"max_new_tokens": 8, "temperature": 5.0, "top_p": 0.95}
     first = run(loaded(llama, **options), TEXTS)["text"]
     torch.manual_seed(99)
     assert run(loaded(llama, **options), TEXTS)["text"].equals(first)

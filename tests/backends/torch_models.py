@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-class Linear(nn.Module):
+class Linear(nn.Module):  # type: ignore[misc]
     """y = x @ W + b, with a Dropout that must be off."""
 
     def __init__(self, width: int = 4) -> None:
@@ -37,7 +37,7 @@ class Several(Linear):
         return y.sum()
 
 
-class Positional(nn.Module):
+class Positional(nn.Module):  # type: ignore[misc]
     """Takes its tensors by position only."""
 
     def forward(self, a: torch.Tensor, b: torch.Tensor, /) -> torch.Tensor:

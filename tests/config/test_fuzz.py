@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from batchinfer.config import Job, load_job
 from batchinfer.config.load import SECTIONS, interpret
 from batchinfer.config.problems import KeyPath, Place, Problems
+from batchinfer.config.scalars import scalar
 from batchinfer.config.substitution import substitute_params
-from batchinfer.config.yaml_tree import parse_job, scalar
+from batchinfer.config.yaml_tree import parse_job
 from batchinfer.errors import JobFileError
 
 KEYS = ["path", "format", "backend", "size", "carry", "columns", "max", "devices", "url", "where"]
