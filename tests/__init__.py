@@ -1,0 +1,1 @@
+"""Proof of what the project promises, through the doors that its users use."""

@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import typer
 
@@ -62,7 +63,7 @@ def command(*, as_json: AsJson = False) -> None:
         typer.echo(f"  ! {warning}")
 
 
-def _facts() -> dict[str, object]:
+def _facts() -> dict[str, Any]:
     from batchinfer.config import usable_cores
     from batchinfer.hardware import gpus
 

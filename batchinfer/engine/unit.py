@@ -75,6 +75,7 @@ def run_units(
     """
 
     def commit(writer: UnitWriter, unit: Unit) -> None:
+        """Commit in the pool, and report."""
         try:
             with unit_context(unit):
                 on_commit(writer.commit())

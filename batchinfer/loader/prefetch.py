@@ -87,6 +87,7 @@ def prefetch(
     buffer: _Buffer[T] = _Buffer(bound)
 
     def run() -> None:
+        """Produce, in the thread."""
         error: BaseException | None = None
         try:
             for item in items:

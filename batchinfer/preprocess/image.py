@@ -189,8 +189,9 @@ def _decode(data: bytes, max_pixels: int) -> Any:
 
     try:
         with warnings.catch_warnings():
-            # Pillow warns of bombs and of odd metadata: the limit below is ours, the rest is no news.
+            # Pillow warns of odd metadata, which is no news, and has a limit of its own: ours is below.
             warnings.simplefilter("ignore")
+            Pillow.MAX_IMAGE_PIXELS = None
             image = Pillow.open(io.BytesIO(data), formats=_FORMATS)
             _refuse_bomb(image, max_pixels)
             upright = ImageOps.exif_transpose(image)

@@ -72,6 +72,7 @@ def assemble(start: Start) -> Iterator[Assembly]:
         layout = OutputLayout(**{**start.layout, "partition_by": tuple(start.layout["partition_by"])})
 
         def open_unit(unit: Unit) -> UnitWriter:
+            """Begin the output of a unit."""
             return UnitWriter(unit, layout=layout, sink=sink, store=store, metadata=start.metadata)
 
         way = Way(

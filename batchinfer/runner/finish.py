@@ -74,6 +74,7 @@ def describe_parts(
     """Describe every part, sorted by name; those of earlier runs are read back and counted."""
 
     def describe(name: str) -> PartFile:
+        """Describe one part."""
         if name in known:
             return known[name]
         data = store.read(layout.uri(name))

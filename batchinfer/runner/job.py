@@ -223,6 +223,7 @@ class _Session:
         plan, stored = prepared.plan, prepared.stored
 
         def on_ready(ready: Ready) -> None:
+            """Store the plan when the first worker found the job sound."""
             nonlocal stored
             self._settings = ready.settings
             if not stored:

@@ -107,6 +107,7 @@ class InlineWorker:
         self._code = 0
 
         def run() -> None:
+            """Serve, in the thread."""
             # The other end of the pair is the inbox's: it reads until we close ours.
             try:
                 self._code = serve(Channel(down_read, up_write))

@@ -77,6 +77,7 @@ class CsvSource:
         types = {name: schema.field(name).type for name in wanted}
 
         def parse(data: bytes, first: int) -> pa.RecordBatch:
+            """Parse a block."""
             return self._parse(data, uri, names=file_names, types=types, first=first)
 
         pieces = sliced(read_blocks(store, unit, parse), batch_rows)
@@ -103,6 +104,7 @@ class CsvSource:
         bad: list[Any] = []
 
         def on_bad(row: Any) -> str:
+            """Remember what was wrong with a record."""
             bad.append(row)
             return "error"
 

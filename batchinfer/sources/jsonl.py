@@ -64,6 +64,7 @@ class JsonlSource:
         wanted = pa.schema([schema.field(name) for name in names])
 
         def parse(data: bytes, first: int) -> pa.RecordBatch:
+            """Parse a block."""
             return _parse(data, wanted, where=unit.shard.uri, first=first)
 
         pieces = sliced(read_blocks(store_of(self._options, unit.shard.uri), unit, parse), batch_rows)

@@ -65,6 +65,7 @@ class _Parser:
         self._advance()
 
     def parse(self) -> Condition:
+        """Parse the whole condition."""
         expression = self._or()
         if self._kind != "end":
             raise self._error("expected `and`, `or` or the end")

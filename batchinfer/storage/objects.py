@@ -154,23 +154,29 @@ class _RangeFile(io.RawIOBase):
         self._at = 0
 
     def readable(self) -> bool:
+        """Say yes."""
         return True
 
     def seekable(self) -> bool:
+        """Say yes."""
         return True
 
     def tell(self) -> int:
+        """Return the offset of the next read."""
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Set the offset of the next read."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         self._at = base + offset
         return self._at
 
     def size(self) -> int:
+        """Return the size in bytes."""
         return int(self._size)
 
     def read(self, size: int | None = -1) -> bytes:
+        """Read some bytes, or all that are left."""
         stop = self._size if size is None or size < 0 else min(self._at + size, self._size)
         if stop <= self._at:
             return b""

@@ -1,5 +1,6 @@
 """Any rows, any chunking: every row is in exactly one batch, padded to its neighbours, nothing else."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_every_row_once(
         edges = [(w.span.start, w.span.stop) for w in windows]
         assert edges[0][0] == 0
         assert edges[-1][1] == len(lengths)
-        assert all(left[1] == right[0] for left, right in zip(edges, edges[1:], strict=False))
+        assert all(left[1] == right[0] for left, right in itertools.pairwise(edges))
         for w in windows:
             assert w.num_batches == sum(b.window is w for b in batches)
             assert {w.span.start + row for row in w.failed} == {

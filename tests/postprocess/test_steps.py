@@ -23,6 +23,11 @@ LOGITS = hnp.arrays(
 )
 
 
+def f32(values: Any) -> Any:
+    """Return values as float32."""
+    return np.array(values, np.float32)
+
+
 def make(name: str, **options: Any) -> Any:
     cls = registry.load("postprocessors", name)
     return cls(cls.Options.model_validate_json(json.dumps(options)))
@@ -102,7 +107,7 @@ def test_labels(tmp_path: Path) -> None:
 
 def test_threshold() -> None:
     """From the threshold on it is yes; NaN is no."""
-    found = check(make("threshold", at=0.5, to="late"), {"p": np.float32([0.5, 0.49, np.nan])}, spec("p"))
+    found = check(make("threshold", at=0.5, to="late"), {"p": f32([0.5, 0.49, np.nan])}, spec("p"))
     assert found["late"].tolist() == [True, False, False]
 
 
@@ -137,17 +142,17 @@ def test_cls_pool_and_normalize() -> None:
     states = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
     found = check(make("cls_pool"), {"h": states}, spec("h", None, 3))["embedding"]
     assert found.tolist() == [[0, 1, 2], [6, 7, 8]]
-    unit = check(make("normalize"), {"v": np.float32([[3, 4], [0, 0]])}, spec("v", 2))["v"]
-    np.testing.assert_allclose(unit, [[0.6, 0.8], [0, 0]], atol=1e-7)
+    unit = check(make("normalize"), {"v": f32([[3, 4], [0, 0]])}, spec("v", 2))["v"]
+    np.testing.assert_allclose(unit, f32([[0.6, 0.8], [0, 0]]), atol=1e-7)
 
 
 def test_cast_rename_keep() -> None:
     """Cast keeps the name, rename changes it, keep leaves what was taken."""
-    found = check(make("cast", dtype="float16"), {"x": np.float32([1.5])}, spec("x"))
+    found = check(make("cast", dtype="float16"), {"x": f32([1.5])}, spec("x"))
     assert found["x"].dtype == np.float16
-    found = check(make("rename", names={"x": "y"}), {"x": np.float32([1.5])}, spec("x"))
+    found = check(make("rename", names={"x": "y"}), {"x": f32([1.5])}, spec("x"))
     assert list(found) == ["y"]
-    found = check(make("threshold", keep=True), {"p": np.float32([1.0])}, spec("p"))
+    found = check(make("threshold", keep=True), {"p": f32([1.0])}, spec("p"))
     assert list(found) == ["p", "positive"]
 
 
@@ -157,7 +162,7 @@ def test_the_users_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "def square(results):\n    return {'sq': results['x'] ** 2}\n\ndef bad(results):\n    return results['nope']\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = check(make("python", function="after_code:square"), {"x": np.float32([[3], [4]])}, spec("x", 1))
+    found = check(make("python", function="after_code:square"), {"x": f32([[3], [4]])}, spec("x", 1))
     assert found["sq"].tolist() == [[9], [16]]
     with pytest.raises(ContractError, match="declare them"):
         make("python", function="after_code:bad").output_specs(spec("x"))
@@ -191,6 +196,6 @@ def test_refusals(name: str, options: dict[str, Any], specs: dict[str, TensorSpe
 
 def test_strings_pass_through() -> None:
     """A step leaves results that it does not take as they are, texts included."""
-    results = {"s": np.float32([[0.2, 0.8]]), "t": pa.array(["x"])}
+    results = {"s": f32([[0.2, 0.8]]), "t": pa.array(["x"])}
     found = make("argmax", **{"from": "s"}).apply(results, {})
     assert found["t"] is results["t"]

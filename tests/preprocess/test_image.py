@@ -46,7 +46,9 @@ def test_resize_crop_normalize(kind: str) -> None:
     encoded = encode(step(size=[24, 32], resize_to=40, mean=mean, std=std), [data])
     by_hand = Pillow.open(io.BytesIO(data)).convert("RGB").resize((64, 40), Pillow.Resampling.BILINEAR)
     by_hand = by_hand.crop((16, 8, 48, 32))
-    expected = (np.asarray(by_hand) / np.float32(255) - np.float32(mean)) / np.float32(std)
+    expected = (np.asarray(by_hand) / np.float32(255) - np.array(mean, np.float32)) / np.array(
+        std, np.float32
+    )
     np.testing.assert_allclose(
         tensors.to_numpy(encoded.rows["pixel_values"])[0], expected.transpose(2, 0, 1), atol=1e-6
     )

@@ -1,0 +1,189 @@
+"""The metrics of a run: their names, labels and values."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from batchinfer.data import ErrorCode
+from batchinfer.hardware import Gpu, GpuSample
+from batchinfer.telemetry.devices import Devices
+from batchinfer.telemetry.metrics import run_registry
+
+FROZEN = {
+    "batchinfer_rows": ("counter", {"outcome"}),
+    "batchinfer_units": ("gauge", {"state"}),
+    "batchinfer_errors": ("counter", {"code"}),
+    "batchinfer_samples_per_second": ("gauge", set()),
+    "batchinfer_tokens_per_second": ("gauge", set()),
+    "batchinfer_eta_seconds": ("gauge", set()),
+    "batchinfer_batches": ("counter", set()),
+    "batchinfer_batch_seconds": ("histogram", {"le"}),
+    "batchinfer_gpu_utilization_ratio": ("gauge", {"gpu"}),
+    "batchinfer_gpu_memory_used_bytes": ("gauge", {"gpu"}),
+    "batchinfer_gpu_memory_total_bytes": ("gauge", {"gpu"}),
+    "batchinfer_gpu_temperature_celsius": ("gauge", {"gpu"}),
+    "batchinfer_gpu_power_watts": ("gauge", {"gpu"}),
+    "batchinfer_gpu_energy_joules": ("counter", {"gpu"}),
+    "batchinfer_last_success_timestamp_seconds": ("gauge", set()),
+    "batchinfer_build_info": ("gauge", {"version", "python"}),
+}
+
+
+def two_gpus(run: Any) -> Devices:
+    gpus = tuple(
+        Gpu(index=index, uuid=f"GPU-{index}", name="NVIDIA L4", memory_total_bytes=24) for index in (0, 1)
+    )
+    samples = {
+        "GPU-0": GpuSample(
+            utilization_ratio=0.5,
+            memory_used_bytes=12,
+            temperature_celsius=60.0,
+            power_watts=70.0,
+            energy_joules=1000.0,
+        ),
+        "GPU-1": GpuSample(),
+    }
+    return Devices(gpus=lambda: gpus, sample=lambda gpu: samples[gpu.uuid], clock=run.clock)
+
+
+def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
+    return registry.get_sample_value(name, labels)
+
+
+def a_run(run: Any, failed_row: Callable[..., Any]) -> CollectorRegistry:
+    run.start(rows=1000, reused=200, units=10, workers=2)
+    run.ready(0, "cuda:0")
+    run.ready(1, "cuda:1")
+    for _ in range(10):
+        run.batch(40, after=1, seconds=0.04)
+    run.commit(97, errors=(failed_row(1), failed_row(2, ErrorCode.MODEL)), filtered=1)
+    return run_registry(run.tally, two_gpus(run), wall_clock=lambda: 1.79e9)
+
+
+def test_the_names_are_frozen(run: Any, failed_row: Callable[..., Any]) -> None:
+    """Every metric has the name, type and labels that dashboards know."""
+    registry = a_run(run, failed_row)
+    run.finish()
+    families = list(text_string_to_metric_families(generate_latest(registry).decode()))
+    found = {
+        family.name: (family.type, {label for sample in family.samples for label in sample.labels})
+        for family in families
+    }
+    assert found == FROZEN
+
+
+def test_the_values(run: Any, failed_row: Callable[..., Any]) -> None:
+    """Rows by outcome, units by state, speeds, batches and errors are what the run has done."""
+    registry = a_run(run, failed_row)
+    assert value(registry, "batchinfer_rows_total", outcome="ok") == 97
+    assert value(registry, "batchinfer_rows_total", outcome="error") == 2
+    assert value(registry, "batchinfer_rows_total", outcome="filtered") == 1
+    states = ("reused", "committed", "pending")
+    assert [value(registry, "batchinfer_units", state=state) for state in states] == [2, 1, 7]
+    assert value(registry, "batchinfer_samples_per_second") == pytest.approx(40)
+    assert value(registry, "batchinfer_tokens_per_second") == pytest.approx(400)
+    assert value(registry, "batchinfer_eta_seconds") == pytest.approx(10)
+    assert value(registry, "batchinfer_batches_total") == 10
+    assert value(registry, "batchinfer_batch_seconds_bucket", le="0.05") == 10
+    assert value(registry, "batchinfer_batch_seconds_bucket", le="0.025") == 0
+    assert value(registry, "batchinfer_batch_seconds_count") == 10
+    assert value(registry, "batchinfer_batch_seconds_sum") == pytest.approx(0.4)
+    assert value(registry, "batchinfer_errors_total", code="model") == 1
+    assert value(registry, "batchinfer_errors_total", code="timeout") == 0
+
+
+def test_gpus_are_measured_as_far_as_they_tell(run: Any, failed_row: Callable[..., Any]) -> None:
+    """A GPU that does not tell something has no series for it."""
+    registry = a_run(run, failed_row)
+    assert value(registry, "batchinfer_gpu_utilization_ratio", gpu="0") == 0.5
+    assert value(registry, "batchinfer_gpu_energy_joules_total", gpu="0") == 1000
+    assert value(registry, "batchinfer_gpu_memory_total_bytes", gpu="1") == 24
+    assert value(registry, "batchinfer_gpu_utilization_ratio", gpu="1") is None
+
+
+def test_a_run_on_the_cpu_asks_no_gpu(run: Any) -> None:
+    """Without a worker on a GPU, NVML is left alone and there is no series of one."""
+
+    def fail() -> tuple[Gpu, ...]:
+        raise AssertionError
+
+    registry = run_registry(run.tally, Devices(gpus=fail))
+    run.start()
+    run.ready(0, "cpu")
+    assert b"batchinfer_gpu" not in generate_latest(registry)
+
+
+def test_gpus_are_asked_at_most_once_a_second(run: Any) -> None:
+    """Displays and pushes share their readings."""
+    asked: list[Gpu] = []
+
+    def sample(gpu: Gpu) -> GpuSample:
+        asked.append(gpu)
+        return GpuSample()
+
+    gpus = (Gpu(index=0, uuid="GPU-0", name="x", memory_total_bytes=None),)
+    devices = Devices(gpus=lambda: gpus, sample=sample, clock=run.clock)
+    run.start()
+    run.ready(0, "cuda:0")
+    for _ in range(10):
+        devices.readings(run.tally.snapshot())
+        run.clock.now += 0.25
+    assert len(asked) == 3
+
+
+def test_the_end_of_a_good_run(run: Any, failed_row: Callable[..., Any]) -> None:
+    """The last speeds are those of the whole run, nothing is left to do, and the success has its time."""
+    registry = a_run(run, failed_row)
+    run.clock.now = 20.0
+    run.commit(700, worker=1)
+    run.finish()
+    assert value(registry, "batchinfer_samples_per_second") == pytest.approx(20)
+    assert value(registry, "batchinfer_tokens_per_second") == pytest.approx(200)
+    assert value(registry, "batchinfer_eta_seconds") == 0
+    assert value(registry, "batchinfer_last_success_timestamp_seconds") == 1.79e9
+
+
+def test_the_end_of_a_bad_run(run: Any, failed_row: Callable[..., Any]) -> None:
+    """A run that stopped has no time left to tell, and no success."""
+    registry = a_run(run, failed_row)
+    run.finish(exit_code=75)
+    assert math.isnan(value(registry, "batchinfer_eta_seconds") or 0)
+    assert value(registry, "batchinfer_last_success_timestamp_seconds") is None
+
+
+def test_before_the_start_there_are_zeros(run: Any, no_gpus: Devices) -> None:
+    """Collecting early is no error, and an unknown ETA is no number."""
+    registry = run_registry(run.tally, no_gpus)
+    assert value(registry, "batchinfer_rows_total", outcome="ok") == 0
+    run.start()
+    assert math.isnan(value(registry, "batchinfer_eta_seconds") or 0)
+
+
+def test_the_number_of_series_is_bounded(run: Any, failed_row: Callable[..., Any], no_gpus: Devices) -> None:
+    """No file, row or message is a label: a big run has as many series as a small one."""
+    registry = run_registry(run.tally, no_gpus)
+    run.start(rows=10**6, units=1000)
+    run.ready()
+    before = len(generate_latest(registry).splitlines())
+    for unit in range(1000):
+        run.commit(9, errors=(failed_row(unit, ErrorCode.USER, f"why {unit}"),), unit=unit)
+    assert len(generate_latest(registry).splitlines()) == before
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_finds_nothing_to_say(run: Any, failed_row: Callable[..., Any]) -> None:
+    """The metrics keep the conventions of Prometheus, as its own linter knows them."""
+    registry = a_run(run, failed_row)
+    run.finish()
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=generate_latest(registry), capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
