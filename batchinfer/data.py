@@ -251,3 +251,5 @@ class Receipt:
     won: bool
     errors: tuple[RowError, ...] = ()
     """At most ten of the failed rows, as samples for the summary."""
+    error_codes: Mapping[str, int] = field(default_factory=dict)
+    """How many rows failed, by code."""

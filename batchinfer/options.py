@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +49,16 @@ class Options(BaseModel):
         hide_input_in_errors=True,
         allow_inf_nan=False,
     )
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Leave secrets out of what can end in a log or a traceback."""
+        fields = type(self).model_fields
+        secret = {
+            name
+            for name, field in fields.items()
+            if any(mark is Secret for mark in map(type, field.metadata))
+        }
+        return ((name, value) for name, value in super().__repr_args__() if name not in secret)
 
 
 def neutral(default: Any, **more: Any) -> Any:

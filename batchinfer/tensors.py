@@ -126,6 +126,26 @@ def to_numpy(array: pa.Array) -> np.ndarray[Any, Any]:
     return np.asarray(values).reshape(shape)
 
 
+def null_rows(array: pa.Array) -> np.ndarray[Any, Any]:
+    """Return the positions of rows that are null, or whose list holds a null: int64, ascending."""
+    bad = np.zeros(len(array), dtype=bool)
+    if array.null_count:
+        bad |= array.is_null().to_numpy(zero_copy_only=False)
+    if pa.types.is_fixed_size_list(array.type):
+        size = array.type.list_size
+        inner = array.values.slice(array.offset * size, len(array) * size)
+        if inner.null_count or pa.types.is_nested(inner.type):
+            held = null_rows(inner)
+            bad[held // max(size, 1)] = True
+    elif _is_ragged(array.type):
+        inner = array.values
+        if inner.null_count:
+            holes = np.concatenate([[0], np.cumsum(inner.is_null().to_numpy(zero_copy_only=False))])
+            offsets = array.offsets.to_numpy()
+            bad |= holes[offsets[1:]] > holes[offsets[:-1]]
+    return np.flatnonzero(bad)
+
+
 def lengths(array: pa.Array) -> np.ndarray[Any, Any]:
     """Return the list lengths of a ragged column, int64 of shape (rows,)."""
     sizes: np.ndarray[Any, Any] = np.diff(array.offsets.to_numpy()).astype(np.int64)

@@ -16,6 +16,7 @@ _TASKS: dict[str, Task] = {
     "ForTokenClassification": "token-classification",
     "ForCausalLM": "text-generation",
     "LMHeadModel": "text-generation",
+    "Model": "embedding",
 }
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 _KNOWN_MODULES = {"Transformer", "Pooling", "Normalize"}

@@ -14,10 +14,11 @@ from batchinfer.backends.hf_folder import EmbeddingRecipe, Task
 from batchinfer.backends.hf_generation import Generator
 from batchinfer.backends.torch_device import torch_device
 from batchinfer.backends.torch_values import run_error, to_host, to_tensor
+from batchinfer.backends.unused_keys import not_for
 from batchinfer.config.sections import Count, ModelOptions
 from batchinfer.data import TensorSpec
 from batchinfer.errors import BatchinferError, ContractError, DataError
-from batchinfer.options import Field
+from batchinfer.options import Field, field_validator
 
 if TYPE_CHECKING:
     from batchinfer.data import Tensors
@@ -75,6 +76,8 @@ class TransformersOptions(ModelOptions):
 
     chat: bool = False
     """text-generation: put each text as a user's message into the model's chat template."""
+
+    _no_entry = field_validator("entry")(not_for("transformers"))
 
 
 class TransformersBackend:
@@ -204,11 +207,10 @@ class TransformersBackend:
 
     def _longest(self) -> int | None:
         """Return how many tokens the model can take, as far as its folder says."""
-        config = self._model.config
         limits = [
             self._recipe.max_length,
             getattr(self._tokenizer, "model_max_length", None),
-            getattr(config, "max_position_embeddings", None),
+            self._num_positions(),
         ]
         known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < _NO_LIMIT]
         room = self._options.max_new_tokens if self._task == "text-generation" else 0
@@ -219,6 +221,13 @@ class TransformersBackend:
                 f"model.max_new_tokens: {room} leaves no room for a text in {min(known)} tokens"
             )
         return min(known) - room
+
+    def _num_positions(self) -> int | None:
+        """Return the model's positions, without those that RoBERTa and its kin keep for padding."""
+        positions: int | None = getattr(self._model.config, "max_position_embeddings", None)
+        table = getattr(getattr(self._model.base_model, "embeddings", None), "position_embeddings", None)
+        padding = getattr(table, "padding_idx", None)
+        return positions if positions is None or padding is None else positions - padding - 1
 
     def _describe(self) -> tuple[TensorSpec, ...]:
         config = self._model.config

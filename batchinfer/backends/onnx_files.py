@@ -30,12 +30,13 @@ _MAX_VARINT_BYTES = 10
 _KEY, _VALUE = 1, 2
 
 
-def check_onnx_files(path: str) -> None:
+def check_onnx_files(path: str) -> str:
     """Refuse a model that is missing, truncated or no ONNX, or whose weights lie outside its folder.
 
+    Returns the model's real path, links resolved: that folder is the one that was looked at.
     Raises JobFileError, AccessError or DataError naming the file.
     """
-    model = Path(path)
+    model = Path(path).resolve()
     if not model.is_file():
         raise JobFileError(f"model.path: there is no file {path}")
     try:
@@ -52,6 +53,7 @@ def check_onnx_files(path: str) -> None:
                 f"{path} keeps weights in {name!r}, which {trouble}: it is not loaded",
                 hint="put the model and its weights as plain files (no links) into one folder of their own",
             )
+    return str(model)
 
 
 def _locations(model: Path) -> Iterator[str]:

@@ -21,6 +21,7 @@ from batchinfer.backends.onnx_providers import (
 )
 from batchinfer.backends.onnx_signature import OnnxSignature, read_signature
 from batchinfer.backends.torch_device import torch_device
+from batchinfer.backends.unused_keys import not_for
 from batchinfer.config.sections import ModelOptions
 from batchinfer.errors import BatchinferError, ContractError, DataError, DeviceError, JobFileError
 from batchinfer.options import field_validator
@@ -52,6 +53,8 @@ class OnnxOptions(ModelOptions):
 
     tf32: bool = False
     """Let GPUs round the inputs of fp32 matrix products to 10 bits of mantissa: faster, less exact."""
+
+    _no_entry = field_validator("entry")(not_for("onnx"))
 
     @field_validator("providers")
     @classmethod
@@ -85,7 +88,7 @@ class OnnxBackend:
         path = self._options.path
         if path is None:
             raise JobFileError("model.path is required: the .onnx file")
-        check_onnx_files(path)
+        path = check_onnx_files(path)
         wanted = wanted_providers(self._options.providers, device)
         self._check_precision(path, wanted)
         stream = None

@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from batchinfer.backends.type_text import Signature, parse_specs
+from batchinfer.backends.unused_keys import not_for
 from batchinfer.config.sections import ModelOptions
 from batchinfer.errors import ContractError
-from batchinfer.options import Field, neutral
+from batchinfer.options import Field, field_validator, neutral
 from batchinfer.tensors import NUMERIC
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class SimulatedOptions(ModelOptions):
 
     signature: Signature = Field(default_factory=_linear)
     """What it takes and gives. By default `x: float32[?]` and `y: float32[?]`."""
+
+    _no_file = field_validator("entry", "path", "precision")(not_for("simulated"))
 
 
 class SimulatedBackend:

@@ -26,6 +26,8 @@ def open_module(
         raise JobFileError(f"model.path: there is no file {path}")
     if entry is not None:
         return _from_entry(entry, args, path, allow_unsafe=allow_unsafe), "module"
+    if args:
+        raise JobFileError("model.args are for model.entry, which is not there")
     if path is None:
         raise JobFileError("model.path or model.entry is required: a .pt2 or .pt file, or module:factory")
     suffix = Path(path).suffix.lower()

@@ -9,7 +9,7 @@ from batchinfer.backends import torch_files, torch_signature
 from batchinfer.backends.fixed_batch import in_batches_of
 from batchinfer.backends.torch_device import torch_device
 from batchinfer.backends.torch_values import named_values, run_error, to_host, to_tensor
-from batchinfer.backends.type_text import SpecTexts, checked, parse_specs
+from batchinfer.backends.type_text import SpecTexts, checked, checked_outputs, parse_specs
 from batchinfer.config.sections import ModelOptions
 from batchinfer.data import TensorSpec
 from batchinfer.errors import BatchinferError, ContractError, DataError
@@ -34,10 +34,15 @@ class TorchSignature(Options):
     """Output -> type, in the order in which they are returned. By default found by running two rows of
     zeros, where every size of every input is known."""
 
-    @field_validator("inputs", "outputs")
+    @field_validator("inputs")
     @classmethod
-    def _known_types(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+    def _known_inputs(cls, value: dict[str, str] | None) -> dict[str, str] | None:
         return None if value is None else checked(value)
+
+    @field_validator("outputs")
+    @classmethod
+    def _known_outputs(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        return None if value is None else checked_outputs(value)
 
 
 class TorchOptions(ModelOptions):
@@ -124,6 +129,10 @@ class TorchBackend:
                 f"model.precision: {self._options.precision} cannot be chosen for {path}: an exported "
                 "program has its precision in it",
                 hint="export the model in that precision and leave model.precision out",
+            )
+        if self._options.signature.inputs is not None:
+            raise ContractError(
+                f"model.signature.inputs: {path} says itself what it takes", hint="leave signature.inputs out"
             )
         if self._device.type == "cuda":
             from torch.export.passes import move_to_device_pass
@@ -228,8 +237,6 @@ def _as_declared(value: Any, spec: TensorSpec) -> Any:
     """Return a result with its declared dtype. Raises DataError where that would lose what it says."""
     import torch
 
-    if spec.dtype == "any":
-        return value
     wanted = getattr(torch, spec.dtype)
     if not torch.can_cast(value.dtype, wanted):
         given = str(value.dtype).removeprefix("torch.")

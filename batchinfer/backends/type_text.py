@@ -41,6 +41,15 @@ def parse_specs(texts: Mapping[str, str]) -> tuple[TensorSpec, ...]:
     return tuple(parse_spec(name, text) for name, text in texts.items())
 
 
+def parse_outputs(texts: Mapping[str, str]) -> tuple[TensorSpec, ...]:
+    """Parse types of outputs, which become columns and so cannot be `any`. Raises ValueError."""
+    specs = parse_specs(texts)
+    for spec in specs:
+        if spec.dtype == "any":
+            raise ValueError(f"{spec.name}: an output needs a type of its own, not any ({_EXAMPLE})")
+    return specs
+
+
 def checked(texts: dict[str, str]) -> dict[str, str]:
     """Return the texts if all of them are types; for use as a validator. Raises ValueError."""
     for name, text in texts.items():
@@ -48,6 +57,12 @@ def checked(texts: dict[str, str]) -> dict[str, str]:
             parse_spec(name, text)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+    return texts
+
+
+def checked_outputs(texts: dict[str, str]) -> dict[str, str]:
+    """Return the texts if all of them are types of outputs; for use as a validator. Raises ValueError."""
+    parse_outputs(checked(texts))
     return texts
 
 
@@ -60,7 +75,8 @@ class Signature(Options):
     outputs: SpecTexts
     """Output -> type."""
 
-    _known_types = field_validator("inputs", "outputs")(checked)
+    _known_inputs = field_validator("inputs")(checked)
+    _known_outputs = field_validator("outputs")(checked_outputs)
 
 
 def _dtype(text: str) -> str:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from batchinfer.backends.entry_loading import create, users_code
-from batchinfer.backends.type_text import Signature, parse_specs
+from batchinfer.backends.type_text import Signature, parse_outputs, parse_specs
+from batchinfer.backends.unused_keys import not_for
 from batchinfer.config.sections import ModelOptions
 from batchinfer.errors import ContractError, DataError, JobFileError
-from batchinfer.options import Field
+from batchinfer.options import Field, field_validator
 
 if TYPE_CHECKING:
     from batchinfer.data import Tensors, TensorSpec
@@ -20,7 +21,8 @@ _WRITE = 'inputs = {"x": "float32[?, 4]"} and outputs = {"y": "float32[?]"}'
 
 
 class PythonOptions(ModelOptions):
-    """A class `entry`, called with `args`: `__call__(batch)` takes and gives columns by name."""
+    """A class `entry`, created with `args`, and with `path=` where `path` is set; `__call__(batch)` takes and
+    gives columns by name."""
 
     backend: Literal["python"] = "python"
     """python"""
@@ -30,6 +32,8 @@ class PythonOptions(ModelOptions):
 
     signature: Signature | None = None
     """What the class takes and gives, where it has no attributes `inputs` and `outputs` that say so."""
+
+    _no_precision = field_validator("precision")(not_for("python"))
 
 
 class PythonBackend:
@@ -54,7 +58,8 @@ class PythonBackend:
         entry = self._options.entry
         if entry is None:
             raise JobFileError("model.entry is required: module:Class")
-        self._object = create(entry, self._options.args)
+        path = {} if self._options.path is None else {"path": self._options.path}
+        self._object = create(entry, {**self._options.args, **path})
         if not callable(self._object):
             kind = type(self._object).__name__
             raise JobFileError(f"model.entry: {entry} gave {kind}, which has no __call__")
@@ -95,7 +100,8 @@ class PythonBackend:
                 hint=f"give the class {_WRITE}, or write model.signature",
             )
         try:
-            return parse_specs({str(name): str(text) for name, text in texts.items()})
+            parse = parse_specs if which == "inputs" else parse_outputs
+            return parse({str(name): str(text) for name, text in texts.items()})
         except ValueError as error:
             raise ContractError(f"{self._options.entry}: {which}: {error}") from error
 

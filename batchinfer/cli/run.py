@@ -30,7 +30,7 @@ def command(
         LogFormat, typer.Option(help="Progress lines where the output is no terminal.")
     ] = LogFormat.text,
     exit_empty: Annotated[
-        int, typer.Option(metavar="CODE", help="Exit code when nothing was left to do (0 or 99).")
+        int, typer.Option(metavar="CODE", help="Exit code when nothing left to do (0 or 99).")
     ] = 0,
 ) -> None:
     """Run a job. Run the same command again to resume: committed units are never done twice."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,7 @@ class UnitWriter:
             rows_filtered=self._unit.num_rows - rows.num_rows,
             won=won,
             errors=tuple(self._failed[:_MAX_SAMPLES]),
+            error_codes=dict(Counter(str(error.code) for error in self._failed)),
         )
 
     def _publish(self, folder: str, table: pa.Table) -> tuple[PartFile, bool]:

@@ -141,7 +141,7 @@ def _bind(job: Job, encoded: pa.Schema, backend: Backend, problems: list[str]) -
             problems.append(f"{job.place(('model',))}  model: {trouble}")
             continue
         dtype = given.dtype if spec.dtype == "any" else spec.dtype
-        bindings.append(Binding(spec.name, column, dtype))
+        bindings.append(Binding(spec.name, column, dtype, as_vector=_is_one(given, spec)))
     return tuple(bindings)
 
 
@@ -156,9 +156,13 @@ def _mismatch(given: TensorSpec, wanted: TensorSpec) -> str | None:
             )
     if wanted.dtype == "any" and len(wanted.shape) <= 1:
         return None
-    fits = len(given.shape) == len(wanted.shape) and all(
-        ours is None or theirs is None or ours == theirs
-        for ours, theirs in zip(given.shape[1:], wanted.shape[1:], strict=True)
+    fits = (
+        _is_one(given, wanted)
+        or len(given.shape) == len(wanted.shape)
+        and all(
+            ours is None or theirs is None or ours == theirs
+            for ours, theirs in zip(given.shape[1:], wanted.shape[1:], strict=True)
+        )
     )
     if fits or wanted.dtype == "string":
         return None
@@ -166,6 +170,11 @@ def _mismatch(given: TensorSpec, wanted: TensorSpec) -> str | None:
         f"input `{wanted}` cannot take column `{given}`: the shapes differ"
         "\n  → stack scalar columns with preprocess: - columns: {columns: [a, b], to: features}"
     )
+
+
+def _is_one(given: TensorSpec, wanted: TensorSpec) -> bool:
+    """Tell whether a number per row is to feed a vector of one."""
+    return given.shape == (None,) and wanted.shape == (None, 1)
 
 
 def _results(

@@ -44,6 +44,7 @@ class Encoder:
         for name, step in self._steps:
             encoded = step.encode(rows)
             rows, good = self._drop(chunk, encoded.rows, good, encoded.failed, failed, stage=name)
+        rows, good = self._drop(chunk, rows, good, self._with_nulls(rows), failed, stage="model")
         if self._forbid_nan:
             rows, good = self._drop(chunk, rows, good, self._not_finite(rows), failed, stage="model")
         return EncodedChunk(
@@ -80,6 +81,14 @@ class Encoder:
                 row=int(chunk.numbers[row]),
             )
         return rows.filter(pa.array(keep)), good[keep]
+
+    def _with_nulls(self, rows: pa.RecordBatch) -> dict[int, Failure]:
+        """Find the rows whose model inputs are null, or hold a null: a tensor has no place for it."""
+        bad: dict[int, Failure] = {}
+        for column in self._columns:
+            for position in tensors.null_rows(rows[column]).tolist():
+                bad.setdefault(position, Failure(ErrorCode.SCHEMA, f"column {column!r} is null"))
+        return bad
 
     def _not_finite(self, rows: pa.RecordBatch) -> dict[int, Failure]:
         """Find the rows whose float inputs hold NaN or infinity."""

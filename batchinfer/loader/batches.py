@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Which column feeds which model input, as which dtype."""
+    """Which column feeds which model input, as which dtype; a number per row may feed a vector of one."""
 
     input: str
     column: str
     dtype: str
+    as_vector: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,5 +102,6 @@ def _tensor(rows: pa.RecordBatch, bind: Binding) -> Any:
             dense = tensors.pad(column, value=float(metadata.get(b"pad", b"0")))
         else:
             dense = tensors.to_numpy(column)
+            dense = dense[:, None] if bind.as_vector else dense
         return np.ascontiguousarray(dense, dtype=bind.dtype)
     return column

@@ -102,7 +102,7 @@ class Columns:
         """Return a column as an ndarray without nulls, of the wanted dtype."""
         column = rows[name]
         dtype = np.dtype(self._options.dtype or tensors.spec_of(name, column.type).dtype)
-        nulls = _null_rows(column)
+        nulls = tensors.null_rows(column)
         if len(nulls):
             column = _filled(column)
             if self._options.nulls == "error":
@@ -119,20 +119,6 @@ class Columns:
             cast = cast.copy()
             cast[nulls] = np.nan
         return cast
-
-
-def _null_rows(column: pa.Array) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-    """Return the positions of rows that are null, or whose list holds a null."""
-    bad = np.zeros(len(column), dtype=bool)
-    if column.null_count:
-        bad |= column.is_null().to_numpy(zero_copy_only=False)
-    if pa.types.is_fixed_size_list(column.type):
-        size = column.type.list_size
-        inner = column.values.slice(column.offset * size, len(column) * size)
-        if inner.null_count:
-            holes = inner.is_null().to_numpy(zero_copy_only=False)
-            bad |= holes.reshape(len(column), -1).any(axis=1)
-    return np.flatnonzero(bad)
 
 
 def _filled(column: pa.Array) -> pa.Array:

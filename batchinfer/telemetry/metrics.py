@@ -17,7 +17,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from batchinfer.data import ErrorCode
 from batchinfer.telemetry.rates import WINDOW_S
-from batchinfer.telemetry.tally import UNNAMED
 
 if TYPE_CHECKING:
     from batchinfer.telemetry.devices import Devices, Reading
@@ -93,7 +92,7 @@ def _rows(snapshot: Snapshot) -> Iterator[Metric]:
     yield units
     errors = CounterMetricFamily("batchinfer_errors", "Failed rows, by why they failed.", labels=["code"])
     # Every code, also those at zero: what a push leaves out stays in the gateway as it was.
-    for code in (*map(str, ErrorCode), UNNAMED):
+    for code in map(str, ErrorCode):
         errors.add_metric([code], snapshot.errors.get(code, 0))
     yield errors
 

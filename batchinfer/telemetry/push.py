@@ -5,12 +5,14 @@ from __future__ import annotations
 import socket
 import urllib.parse
 from collections.abc import Callable
+from http.client import HTTPException
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError, URLError
 
 from prometheus_client.exposition import basic_auth_handler, default_handler, pushadd_to_gateway
 
 from batchinfer.events import Event, RunStarted
+from batchinfer.telemetry import figures
 from batchinfer.telemetry.ticker import Ticker
 
 if TYPE_CHECKING:
@@ -88,7 +90,14 @@ class Pushgateway:
 
 def _why(error: Exception) -> str:
     """Say in a few words what was wrong, without the URL."""
-    cause = error
-    if isinstance(error, URLError) and not isinstance(error, HTTPError) and isinstance(error.reason, OSError):
-        cause = error.reason
-    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    match error:
+        case HTTPError():
+            return f"it answers HTTP {error.code}"
+        case HTTPException():
+            return f"its answer is not HTTP ({type(error).__name__})"
+        case URLError(reason=OSError() as cause):
+            return _why(cause)
+        case OSError():
+            return error.strerror or str(error) or type(error).__name__
+        case _:
+            return figures.plain(f"{type(error).__name__}: {error}", longest=200)

@@ -45,7 +45,7 @@ def _headline(snapshot: Snapshot) -> Text:
     if not finished.complete:
         what, style = f"stopped (exit code {finished.exit_code})", "bold yellow"
     elif snapshot.units_reused == snapshot.units_total:
-        what, style = "nothing was left to do", "bold green"
+        what, style = "nothing left to do", "bold green"
     elif _rows_error(snapshot):
         what, style = "done, with errors within the budget", "bold yellow"
     else:

@@ -24,10 +24,7 @@ from batchinfer.telemetry.rates import Histogram, Meter
 from batchinfer.telemetry.snapshot import Snapshot, WorkerState
 
 if TYPE_CHECKING:
-    from batchinfer.data import Receipt, RowError
-
-UNNAMED = "other"
-"""Counts failed rows whose code the receipt does not name: it names ten of a unit at most."""
+    from batchinfer.data import RowError
 
 _MAX_SAMPLES = 5
 
@@ -150,7 +147,7 @@ class Tally:
         self._filtered += receipt.rows_filtered
         self._units += 1
         self._last_commit = now
-        self._errors.update(_codes(receipt))
+        self._errors.update(receipt.error_codes)
         known = {(sample.code, sample.message) for sample in self._error_samples}
         for error in receipt.errors:
             if len(self._error_samples) < _MAX_SAMPLES and (error.code, error.message) not in known:
@@ -225,10 +222,3 @@ def _eta(rows_left: int, rows_per_second: float) -> float | None:
     if rows_left <= 0:
         return 0.0
     return rows_left / rows_per_second if rows_per_second > 0 else None
-
-
-def _codes(receipt: Receipt) -> Counter[str]:
-    """Count a unit's failed rows by code, as far as its receipt names them."""
-    codes = Counter(str(error.code) for error in receipt.errors)
-    codes[UNNAMED] = receipt.rows_error - codes.total()
-    return +codes

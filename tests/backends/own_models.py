@@ -12,8 +12,9 @@ class Doubler:
     inputs = {"x": "float32[?]", "name": "string"}
     outputs = {"y": "float32[?]", "greeting": "string[?]"}
 
-    def __init__(self, factor: float = 2.0) -> None:
+    def __init__(self, factor: float = 2.0, path: str | None = None) -> None:
         self.factor = factor
+        self.path = path
         self.buffer = np.zeros(100, np.float32)
         self.events: list[str] = []
 

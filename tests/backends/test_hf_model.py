@@ -162,6 +162,21 @@ def test_long_texts_are_cut_off(bert: str) -> None:
     )
 
 
+def test_positions_kept_for_padding_are_not_the_texts(tmp_path: Path) -> None:
+    """RoBERTa counts positions from behind its padding: a long text is cut before it has none left."""
+    config = transformers.RobertaConfig(
+        vocab_size=len(SPECIAL) + len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=12,
+        pad_token_id=1,
+    )
+    folder = save(tmp_path / "m", transformers.RobertaModel(config), bert_tokenizer())
+    assert run(loaded(folder), ["the " * 100])["embedding"].shape == (1, 16)
+
+
 def test_text_classification(tmp_path: Path) -> None:
     """Label, its probability, and all probabilities, as the model itself says."""
     torch.manual_seed(2)

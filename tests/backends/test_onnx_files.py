@@ -43,6 +43,14 @@ def test_weights_beside_the_model_are_its_own(tmp_path: Path) -> None:
     check_onnx_files(save(tmp_path / "m", graph_with(external("w", "weights/w.bin"))))
 
 
+def test_a_link_to_a_model_is_followed_once(tmp_path: Path) -> None:
+    """The folder that counts is the real file's, and its path is given back for loading."""
+    path = save(tmp_path / "m", graph_with(external("w", "w.bin")))
+    (tmp_path / "m" / "w.bin").write_bytes(b"\0" * 16)
+    (tmp_path / "link.onnx").symlink_to(path)
+    assert check_onnx_files(str(tmp_path / "link.onnx")) == path
+
+
 def _symlink(folder: Path) -> str:
     (folder / "w.bin").symlink_to(folder.parent / "secret")
     return "w.bin"

@@ -47,6 +47,14 @@ def test_the_signature_is_the_files(make_onnx: Any) -> None:
     assert [str(spec) for spec in backend.outputs] == ["y: float32[?, 3]"]
 
 
+def test_sizes_that_inputs_tell_are_known_before_the_run(make_onnx: Any) -> None:
+    """An output's shape follows from the inputs' where their axes have the same names, else not."""
+    known = loaded(make_onnx())._signature
+    assert known.output_shape("y", {"x": (7, 4)}) == (7, 3)
+    assert loaded(make_onnx(out="other"))._signature.output_shape("y", {"x": (7, 4)}) is None
+    assert loaded(make_onnx(batch=4))._signature.output_shape("y", {"x": (4, 4)}) == (4, 3)
+
+
 @pytest.mark.parametrize("num_rows", [1, 3, 4, 5, 8, 10])
 def test_a_fixed_batch_axis_is_filled_up(make_onnx: Any, weights: dict[str, Any], num_rows: int) -> None:
     """A model made for 4 rows takes any number of them and gives as many results."""

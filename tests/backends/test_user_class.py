@@ -43,6 +43,11 @@ def test_a_class_is_created_loaded_called_and_closed() -> None:
     assert own.events == ["cpu", "closed"]
 
 
+def test_a_class_with_a_file_gets_its_path(tmp_path: Path) -> None:
+    """`model.path`, whose content counts for the fingerprint, is an argument of the class."""
+    assert loaded("own_models:Doubler", path=str(tmp_path))._object.path == str(tmp_path)
+
+
 def test_results_outlive_the_next_batch() -> None:
     """A class may return the same buffer every time: earlier results keep their values."""
     backend = loaded("own_models:Doubler")

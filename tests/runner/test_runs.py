@@ -90,7 +90,7 @@ def test_a_second_run_has_nothing_left_to_do(tmp_path: Path, batchinfer: Run) ->
     before = parts_of(tmp_path / "out")
     again = batchinfer("run", job)
     assert again.returncode == 0
-    assert "nothing was left to do" in again.stdout + again.stderr
+    assert "nothing left to do" in again.stdout + again.stderr
     assert batchinfer("run", job, "--exit-empty", "99").returncode == 99
     assert parts_of(tmp_path / "out") == before
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -71,13 +74,12 @@ class Run:
         ok: int,
         *,
         errors: tuple[RowError, ...] = (),
-        num_errors: int | None = None,
         filtered: int = 0,
         worker: int = 0,
         unit: int = 0,
     ) -> None:
-        """A unit is committed."""
-        failed = len(errors) if num_errors is None else num_errors
+        """A unit is committed; its receipt carries ten of the failed rows, and counts all."""
+        failed = len(errors)
         receipt = Receipt(
             unit=unit,
             parts=(),
@@ -86,7 +88,8 @@ class Run:
             rows_error=failed,
             rows_filtered=filtered,
             won=True,
-            errors=errors,
+            errors=errors[:10],
+            error_codes=Counter(str(error.code) for error in errors),
         )
         self.say(UnitCommitted(worker=worker, receipt=receipt))
 
@@ -129,3 +132,18 @@ def failed_row() -> Callable[..., RowError]:
 def no_gpus() -> Devices:
     """A machine without a GPU."""
     return Devices(gpus=tuple)
+
+
+@pytest.fixture
+def require() -> Callable[[str], str]:
+    """Return the path of a program. Without it, a test is skipped at home and fails in CI."""
+
+    def find(program: str) -> str:
+        path = shutil.which(program)
+        if path is not None:
+            return path
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{program} is not installed")
+        pytest.skip(f"{program} is not installed")
+
+    return find

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -90,7 +89,7 @@ def test_the_values(run: Any, failed_row: Callable[..., Any]) -> None:
     assert [value(registry, "batchinfer_units", state=state) for state in states] == [2, 1, 7]
     assert value(registry, "batchinfer_samples_per_second") == pytest.approx(40)
     assert value(registry, "batchinfer_tokens_per_second") == pytest.approx(400)
-    assert value(registry, "batchinfer_eta_seconds") == pytest.approx(10)
+    assert value(registry, "batchinfer_eta_seconds") == pytest.approx(10, rel=0.02)
     assert value(registry, "batchinfer_batches_total") == 10
     assert value(registry, "batchinfer_batch_seconds_bucket", le="0.05") == 10
     assert value(registry, "batchinfer_batch_seconds_bucket", le="0.025") == 0
@@ -178,9 +177,11 @@ def test_the_number_of_series_is_bounded(run: Any, failed_row: Callable[..., Any
     assert len(generate_latest(registry).splitlines()) == before
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-def test_promtool_finds_nothing_to_say(run: Any, failed_row: Callable[..., Any]) -> None:
+def test_promtool_finds_nothing_to_say(
+    run: Any, failed_row: Callable[..., Any], require: Callable[[str], str]
+) -> None:
     """The metrics keep the conventions of Prometheus, as its own linter knows them."""
+    require("promtool")
     registry = a_run(run, failed_row)
     run.finish()
     done = subprocess.run(

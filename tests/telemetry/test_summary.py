@@ -54,7 +54,7 @@ def test_nothing_left_to_do(run: Any) -> None:
     run.start(rows=1000, reused=1000)
     run.finish(rows_ok=999, rows_error=1, rows_filtered=0)
     seen = lines(run)
-    assert seen[0].startswith("nothing was left to do")
+    assert seen[0].startswith("nothing left to do")
     assert seen[1] == "rows      1,000 in = 999 ok + 1 error + 0 filtered"
     assert not [line for line in seen if line.startswith("speed")]
 
