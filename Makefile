@@ -4,7 +4,8 @@ PYTHON := .venv/bin/python
 BATCHINFER := .venv/bin/batchinfer
 JOBS := text-embedding image-classification tabular-scoring text-classification
 QUERY ?= wait for several things to happen at the same time
-export QUERY
+# As typed: make would take a $ in it for a variable of its own.
+override export QUERY := $(value QUERY)
 
 .PHONY: help demo jobs test lint format constraints schema clean
 .DEFAULT_GOAL := help
@@ -50,4 +51,4 @@ constraints: ## Write constraints.txt anew: the versions that CI uses
 	.ci/constraints
 
 clean: ## Remove what the examples made: models, data, outputs
-	rm -rf jobs/*/data jobs/*/model jobs/*/model.partial jobs/*/model.onnx jobs/*/labels.txt jobs/*/output
+	rm -rf jobs/*/data jobs/*/model jobs/*/model.partial jobs/*/output

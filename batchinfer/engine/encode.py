@@ -11,7 +11,7 @@ import pyarrow as pa
 from batchinfer import tensors
 from batchinfer.data import Chunk, EncodedChunk, ErrorCode, Failure, RowError, UnitEnd
 from batchinfer.engine.contract import META_TYPES
-from batchinfer.errors import unit_context
+from batchinfer.errors import BudgetExceeded, unit_context
 
 if TYPE_CHECKING:
     from batchinfer.config import Job
@@ -28,6 +28,7 @@ class Encoder:
         self._meta = job.output.meta
         self._constants = {"_model_version": job.model.version, "_run": run}
         self._columns = tuple(dict.fromkeys(bind.column for bind in contract.bindings))
+        self._fail_fast = job.errors.on_error == "fail"
         self._forbid_nan = job.model.forbid_nan
         self._floats = [bind.column for bind in contract.bindings if bind.dtype.startswith("float")]
 
@@ -79,6 +80,14 @@ class Encoder:
                 attempts=1,
                 source=chunk.unit.shard.key,
                 row=int(chunk.numbers[row]),
+            )
+        if self._fail_fast:
+            # Before anything of the unit is written: a part without `_error` must not hold a failed row.
+            first = failed[min(failed)]
+            raise BudgetExceeded(
+                f"a row failed in {first.stage}: {first.message}",
+                where=f"{first.source} row {first.row}",
+                hint="mend the row, or set errors.on_error: record to go on without it",
             )
         return rows.filter(pa.array(keep)), good[keep]
 

@@ -15,10 +15,9 @@ _MAX_SAMPLES = 10
 
 
 class Budget:
-    """`errors.max` and `errors.on_error`, judged as the run goes and at its end."""
+    """`errors.max`, judged as the run goes and at its end."""
 
     def __init__(self, job: Job) -> None:
-        self._fail = job.errors.on_error == "fail"
         self._max = job.errors.max
         self._rows = self._failed = 0
         self._first = ""
@@ -33,8 +32,6 @@ class Budget:
         if receipt.errors and not self._first:
             first = receipt.errors[0]
             self._first = f"{first.source} row {first.row}, {first.stage}: {first.message}"
-        if self._fail and self._failed:
-            raise BudgetExceeded("a row failed, and errors.on_error is fail", where=self._first)
         if isinstance(self._max, int) or self._rows >= _MIN_ROWS_TO_JUDGE:
             self.judge(rows=self._rows, failed=self._failed)
 

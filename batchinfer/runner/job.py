@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from batchinfer import registry
-from batchinfer.config import Fingerprint, Job, Machine, diff, fingerprint, resolve
+from batchinfer.config import Fingerprint, Job, Machine, content_sha256, diff, fingerprint, resolve
 from batchinfer.data import Entry, Receipt, RowError
 from batchinfer.errors import BatchinferError, ExitCode, FingerprintError
 from batchinfer.events import Event, RunFinished, RunStarted, Warned
@@ -92,6 +92,7 @@ def prepare(job: Job) -> Prepared:
     sink: Sink = registry.load("sinks", job.output.format)(job.output)
     store = open_store(job.output.path, job.output.storage_options)
     found = source.list_entries()
+    _check_pin(job)
     mine = fingerprint(job)
     there = store.entries(job.output.path)
     numbers = generations(there, job.output.path)
@@ -297,6 +298,19 @@ class _Session:
             seconds=self.seconds,
             errors=self._budget.samples,
             settings=self._settings,
+        )
+
+
+def _check_pin(job: Job) -> None:
+    """Hold the model against `model.sha256`. Raises FingerprintError for another one."""
+    if job.model.sha256 is None or job.model.path is None:
+        return
+    found = content_sha256(job.model.path)
+    if found != job.model.sha256:
+        raise FingerprintError(
+            f"the model has sha256 {found}, and model.sha256 asks for {job.model.sha256}",
+            where=job.model.path,
+            hint="restore the model, or update model.sha256",
         )
 
 

@@ -133,7 +133,7 @@ def _run_started(event: RunStarted) -> Record:
             "event": "run_started",
             "job": event.job,
             "run": event.run,
-            "model": figures.model_name(event.model),
+            "model": figures.model_name(event.model) or None,
             "output": event.output,
             "rows": event.rows_total,
             "reused": event.rows_done,

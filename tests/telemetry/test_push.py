@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -209,6 +210,18 @@ def server(answer: Callable[[socket.socket, threading.Event], None]) -> Iterator
         thread.join(5)
 
 
+def hear(connection: socket.socket) -> bytes:
+    """Read a whole request: hanging up on unread bytes would reset the connection."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += connection.recv(65536)
+    head, _, body = data.partition(b"\r\n\r\n")
+    (length,) = re.findall(rb"(?i)content-length: (\d+)", head)
+    while len(body) < int(length):
+        body += connection.recv(65536)
+    return head
+
+
 def mute(connection: socket.socket, stop: threading.Event) -> None:
     """Take the connection and never say a word."""
     stop.wait(30)
@@ -216,7 +229,7 @@ def mute(connection: socket.socket, stop: threading.Event) -> None:
 
 def endless(connection: socket.socket, stop: threading.Event) -> None:
     """Begin an answer and never end it, one byte after the other."""
-    connection.recv(65536)
+    hear(connection)
     connection.sendall(b"HTTP/1.1 200 OK\r\nX-Endless: ")
     while not stop.wait(0.05):
         connection.sendall(b"x")
@@ -224,25 +237,25 @@ def endless(connection: socket.socket, stop: threading.Event) -> None:
 
 def rubbish(connection: socket.socket, stop: threading.Event) -> None:
     """Answer in no language."""
-    connection.recv(65536)
+    hear(connection)
     connection.sendall(b"\x00\xff" * 100 + b"\r\n\r\n")
 
 
 def broken(connection: socket.socket, stop: threading.Event) -> None:
     """Hang up in the middle of the answer."""
-    connection.recv(65536)
+    hear(connection)
     connection.sendall(b"HTTP/1.1 2")
 
 
 def failing(connection: socket.socket, stop: threading.Event) -> None:
     """Answer that something is wrong here."""
-    connection.recv(65536)
+    hear(connection)
     connection.sendall(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
 
 
 def redirecting(connection: socket.socket, stop: threading.Event) -> None:
     """Send the caller round in circles."""
-    connection.recv(65536)
+    hear(connection)
     connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /metrics\r\nContent-Length: 0\r\n\r\n")
 
 
@@ -322,7 +335,7 @@ def test_a_password_in_the_url_is_used_and_not_told(run: Any) -> None:
     heard: list[bytes] = []
 
     def listen(connection: socket.socket, stop: threading.Event) -> None:
-        heard.append(connection.recv(65536))
+        heard.append(hear(connection))
         connection.sendall(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
 
     with server(listen) as url:
@@ -341,7 +354,7 @@ def test_a_run_that_never_began_pushes_nothing(run: Any) -> None:
     heard: list[bytes] = []
 
     def listen(connection: socket.socket, stop: threading.Event) -> None:
-        heard.append(connection.recv(65536))
+        heard.append(hear(connection))
 
     with server(listen) as url:
         pushed = Pushed(run, url)
