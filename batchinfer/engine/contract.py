@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from batchinfer import tensors
 from batchinfer.data import TensorSpec
-from batchinfer.errors import ContractError
+from batchinfer.errors import ContractError, DataError
 from batchinfer.loader.batches import Binding
+from batchinfer.sources.drift import why_absent
 
 if TYPE_CHECKING:
     from batchinfer.config import Job
@@ -69,10 +70,12 @@ def check_contract(
 ) -> Contract:
     """Check every seam of the job. Raises ContractError that lists all problems, each with its place."""
     problems: list[str] = []
+    _refuse_drift(job, source, steps, backend)
     if job.input.columns is not None:
         _report_missing(job, ("input", "columns"), job.input.columns, source, problems)
         source = pa.schema([field for field in source if field.name in job.input.columns])
     _report_missing(job, ("output", "carry"), job.output.carry, source, problems)
+    _report_uncarried(job, problems)
     needed = {name for name in job.output.carry if name in source.names}
     encoded = _through_steps(job, source, steps, needed, problems)
     bindings = _bind(job, encoded, backend, problems) if encoded is not None else ()
@@ -93,6 +96,26 @@ def _report_missing(
         if name not in schema.names:
             what = f"column {name!r} is not in the input{_guess(name, schema.names)}"
             problems.append(f"{job.place((*key, at))}  {'.'.join(key)}: {what}\n  {_columns(schema)}")
+
+
+def _refuse_drift(job: Job, source: pa.Schema, steps: Sequence[Preprocessor], backend: Backend) -> None:
+    """Raise DataError for a column that the job uses and that the files disagree about."""
+    used = {*(job.input.columns or ()), *job.output.carry}
+    used |= {name for step in steps for name in step.input_columns()}
+    used |= {job.model.inputs.get(spec.name, spec.name) for spec in backend.inputs}
+    for name in sorted(used - set(source.names)):
+        reason = why_absent(source, name)
+        if reason is not None:
+            raise DataError(reason, hint="convert the files, or read them by separate jobs")
+
+
+def _report_uncarried(job: Job, problems: list[str]) -> None:
+    for at, name in enumerate(job.output.partition_by):
+        if name not in job.output.carry:
+            where = job.place(("output", "partition_by", at))
+            problems.append(
+                f"{where}  output.partition_by: column {name!r} is not carried\n  → add it to output.carry"
+            )
 
 
 def _through_steps(

@@ -8,7 +8,7 @@ cannot hand one out again before the event after its last use has passed.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -132,16 +132,20 @@ def open_pipeline(backend: Backend, device: str) -> DevicePipeline:
 
 
 def overlap(
-    pipeline: DevicePipeline, batches: Iterable[HostBatch], *, depth: int
+    submit: Callable[[HostBatch], InFlight],
+    collect: Callable[[InFlight], OutputBatch],
+    batches: Iterable[HostBatch],
+    *,
+    depth: int,
 ) -> Generator[OutputBatch, None, None]:
     """Submit from a thread of its own, at most `depth` batches ahead of the one that is collected.
 
     Results come in submission order, each as soon as it is there, also while no further batch comes.
     """
-    submitted = (pipeline.submit(batch) for batch in batches)
+    submitted = (submit(batch) for batch in batches)
     ahead = prefetch(submitted, bound=Bound(depth, 1), size_of=lambda _: 0, name="launch")
     try:
         for inflight in ahead:
-            yield pipeline.collect(inflight)
+            yield collect(inflight)
     finally:
         ahead.close()

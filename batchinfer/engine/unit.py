@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from batchinfer.data import Chunk, EncodedChunk, HostBatch, OutputBatch, Receipt, Unit, UnitEnd
 from batchinfer.engine.device import DevicePipeline, overlap
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from batchinfer.engine.commit import UnitWriter
     from batchinfer.engine.encode import Encoder
     from batchinfer.protocols import Source
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _COMMITS_IN_FLIGHT = 2
 _CHUNK_BYTES = 32 * 1024 * 1024
@@ -84,7 +87,10 @@ def run_units(
             stop.set()
             raise
 
-    with closing(_results(units, way)) as outputs, ThreadPoolExecutor(_COMMITS_IN_FLIGHT, "commit") as pool:
+    with (
+        closing(_results(units, way, stop)) as outputs,
+        ThreadPoolExecutor(_COMMITS_IN_FLIGHT, "commit") as pool,
+    ):
         commits: deque[Future[None]] = deque()
         writer: UnitWriter | None = None
         try:
@@ -102,11 +108,13 @@ def run_units(
             stop.set()
 
 
-def _results(units: Iterable[Unit], way: Way) -> Any:
+def _results(units: Iterable[Unit], way: Way, stop: threading.Event) -> Any:
     """Chain the stages up to the results; each runs ahead of the next, within its bounds."""
+    encode = _or_stop(way.encode, stop)
+    collect = _or_stop(way.pipeline.collect, stop)
     chunks = prefetch(read(units, way), bound=Bound(8, way.queue_bytes), size_of=_chunk_bytes, name="read")
     encoded = prefetch(
-        ordered_map(way.encode, chunks, threads=way.readers, name="encode"),
+        ordered_map(encode, chunks, threads=way.readers, name="encode"),
         bound=Bound(64, way.queue_bytes),
         size_of=_encoded_bytes,
         name="encode",
@@ -118,11 +126,26 @@ def _results(units: Iterable[Unit], way: Way) -> Any:
         name="batch",
     )
     return prefetch(
-        overlap(way.pipeline, batches, depth=way.depth),
+        overlap(way.pipeline.submit, collect, batches, depth=way.depth),
         bound=Bound(16, way.queue_bytes),
         size_of=_output_bytes,
         name="device",
     )
+
+
+def _or_stop(function: Callable[[T], R], stop: threading.Event) -> Callable[[T], R]:
+    """Set `stop` where the function fails: the stages before it may be waiting for a unit that will
+    not come, and an error that closes them on its way out would wait for them."""
+
+    def call(item: T) -> R:
+        """Call the function."""
+        try:
+            return function(item)
+        except BaseException:
+            stop.set()
+            raise
+
+    return call
 
 
 def read(units: Iterable[Unit], way: Way) -> Iterator[Chunk | UnitEnd]:

@@ -1,21 +1,26 @@
-"""Arrow IPC input: files (.arrow, .feather) with a footer. Decoded in workers, and validated there."""
+"""Arrow IPC input, files and streams (.arrow, .feather). What comes from elsewhere is validated first."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.ipc
 
 from batchinfer.data import Block, Chunk, Entry, Shard, Unit
 from batchinfer.errors import DataError
-from batchinfer.sources.listing import list_inputs, shard_of, store_of
+from batchinfer.sources.listing import Inputs
 from batchinfer.sources.options import SourceOptions
 from batchinfer.sources.select import Selection
 
-_SUFFIXES = (".arrow", ".feather", ".ipc")
+_SUFFIXES = (".arrow", ".arrows", ".feather", ".ipc")
+_FILE, _FEATHER_1 = b"ARROW1", b"FEA1"
+_MAX_BATCH_BYTES = 512 * 1024 * 1024
+_MOST_INFLATED = 8
 
 
 class ArrowOptions(SourceOptions):
@@ -25,55 +30,123 @@ class ArrowOptions(SourceOptions):
 
 
 class ArrowSource:
-    """Reads Arrow IPC files."""
+    """Reads Arrow IPC files and streams. Of a file, only the columns that are asked for are read."""
 
     Options = ArrowOptions
 
     def __init__(self, options: ArrowOptions) -> None:
-        self._options = options
+        self._inputs = Inputs(options, _SUFFIXES)
+        self._lock = threading.Lock()
+        self._last: tuple[tuple[Any, ...], pa.RecordBatch] | None = None
         self.selection = Selection(options)
 
     def list_entries(self) -> Sequence[Entry]:
         """List the files."""
-        return list_inputs(self._options, _SUFFIXES)
+        return self._inputs.entries()
 
     def inspect(self, entry: Entry, *, index: int) -> tuple[Shard, pa.Schema]:
-        """Count the rows of each record batch."""
-        with _named(entry.uri):
-            file = pa.ipc.open_file(store_of(self._options, entry.uri).open(entry.uri, version=entry.version))
-            batches = (file.get_batch(at) for at in range(file.num_record_batches))
-            blocks = tuple(Block(num_rows=batch.num_rows, num_bytes=batch.nbytes) for batch in batches)
-        shard = shard_of(self._options, entry, index=index, blocks=blocks)
-        return shard, file.schema.remove_metadata()
+        """Count the rows of each record batch, by one of the columns."""
+        with _named(entry.uri), self._open(entry.uri, entry.version) as raw:
+            schema = _schema(raw)
+            twice = [name for name, count in Counter(schema.names).items() if count > 1]
+            if twice:
+                raise DataError(f"column {twice[0]!r} stands in the file more than once", where=entry.uri)
+            rows = [batch.num_rows for batch in _batches(raw, _cheapest(schema))]
+        row_bytes = entry.size_bytes / max(sum(rows), 1)
+        blocks = tuple(Block(num_rows=count, num_bytes=int(count * row_bytes)) for count in rows)
+        return self._inputs.shard(entry, index=index, blocks=blocks), schema.remove_metadata()
 
     def read(
         self, unit: Unit, *, schema: pa.Schema, columns: Sequence[str], batch_rows: int
     ) -> Iterator[Chunk]:
         """Read a unit's rows, record batch by record batch."""
-        pieces = self._pieces(unit, self.selection.file_columns(columns, unit), batch_rows)
-        yield from self.selection.chunks(unit, pieces, schema=schema, columns=columns)
+        if not self.selection.may_match(unit.shard, schema):
+            return
+        wanted = self.selection.file_columns(columns, unit.shard)
+        with _named(unit.shard.uri):
+            pieces = self._pieces(unit, wanted, batch_rows)
+            yield from self.selection.chunks(unit, pieces, schema=schema, columns=columns)
+
+    def _open(self, uri: str, version: str) -> contextlib.closing[Any]:
+        return contextlib.closing(self._inputs.store(uri).open(uri, version=version))
 
     def _pieces(
         self, unit: Unit, columns: list[str], batch_rows: int
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
-        shard = unit.shard
-        with _named(shard.uri):
-            file = pa.ipc.open_file(store_of(self._options, shard.uri).open(shard.uri, version=shard.version))
-            start = 0
-            for at, block in enumerate(shard.blocks):
-                low, high = max(start, unit.start), min(start + block.num_rows, unit.stop)
-                if low < high:
-                    batch = file.get_batch(at).select(columns)
-                    # Offsets in a file from elsewhere are not to be trusted.
-                    batch.validate(full=True)
-                    for row in range(low, high, batch_rows):
-                        yield row, batch.slice(row - start, min(batch_rows, high - row))
-                start += block.num_rows
+        start = 0
+        for at, block in enumerate(unit.shard.blocks):
+            low, high = max(start, unit.start), min(start + block.num_rows, unit.stop)
+            if low < high:
+                batch = self._batch(unit.shard, at, columns)
+                for row in range(low, high, batch_rows):
+                    yield row, batch.slice(row - start, min(batch_rows, high - row))
+            start += block.num_rows
+
+    def _batch(self, shard: Shard, at: int, columns: list[str]) -> pa.RecordBatch:
+        """Return some columns of a record batch. The last one is kept: its next rows are the next unit's."""
+        key = (shard.uri, shard.version, at, tuple(columns))
+        with self._lock:
+            if self._last is not None and self._last[0] == key:
+                return self._last[1]
+        with self._open(shard.uri, shard.version) as raw:
+            schema = _schema(raw)
+            missing = [name for name in columns if name not in schema.names]
+            if missing:
+                raise DataError(f"column {missing[0]!r} is missing", where=shard.uri)
+            fields = [schema.get_field_index(name) for name in columns]
+            batch = next(_batches(raw, fields or _cheapest(schema), first=at))
+        # Offsets in a file from elsewhere are not to be trusted, not even to count bytes.
+        batch.validate(full=True)
+        if batch.nbytes > max(_MAX_BATCH_BYTES, _MOST_INFLATED * shard.size_bytes):
+            raise DataError(
+                f"record batch {at} decodes to {batch.nbytes:,} bytes, from a file of {shard.size_bytes:,}",
+                where=shard.uri,
+                hint="the file may be a decompression bomb; if it is not, write smaller record batches",
+            )
+        with self._lock:
+            self._last = (key, batch)
+        return batch
+
+
+def _is_file(raw: Any) -> bool:
+    raw.seek(0)
+    start = raw.read(len(_FILE))
+    raw.seek(0)
+    if start.startswith(_FEATHER_1):
+        raise pa.ArrowInvalid("Feather version 1; write it anew with a current pyarrow")
+    return bool(start == _FILE)
+
+
+def _schema(raw: Any) -> pa.Schema:
+    return (pa.ipc.open_file(raw) if _is_file(raw) else pa.ipc.open_stream(raw)).schema
+
+
+def _batches(raw: Any, fields: list[int], *, first: int = 0) -> Iterator[pa.RecordBatch]:
+    """Yield record batches from `first` on, with some of the columns, by their positions."""
+    options = pa.ipc.IpcReadOptions(included_fields=fields)
+    if _is_file(raw):
+        reader = pa.ipc.open_file(raw, options=options)
+        yield from (reader.get_batch(at) for at in range(first, reader.num_record_batches))
+        return
+    for at, batch in enumerate(pa.ipc.open_stream(raw, options=options)):
+        if at >= first:
+            yield batch
+
+
+def _cheapest(schema: pa.Schema) -> list[int]:
+    """Return the position of a column of numbers, if there is one, to count rows by."""
+    fixed = [at for at, field in enumerate(schema) if pa.types.is_primitive(field.type)]
+    return (fixed or [0])[:1] if len(schema) else []
 
 
 @contextlib.contextmanager
 def _named(uri: str) -> Iterator[None]:
+    """Name the file in whatever pyarrow finds wrong with it."""
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise DataError(f"not a readable Arrow IPC file: {error}", where=uri) from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(
+            f"not a readable Arrow IPC file: {error}",
+            where=uri,
+            hint="write the file anew, or leave it out of input.path",
+        ) from error

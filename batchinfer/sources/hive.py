@@ -45,24 +45,31 @@ def partition_values(key: str) -> dict[str, str | None]:
 
 def partition_fields(shards: Iterable[Shard]) -> list[pa.Field]:
     """Type the partition columns: int64 where every value of the input is a whole number, else string."""
-    seen: dict[str, list[str | None]] = {}
+    seen: dict[str, set[str | None]] = {}
     for shard in shards:
         for name, value in shard.partition.items():
-            seen.setdefault(name, []).append(value)
+            seen.setdefault(name, set()).add(value)
     return [pa.field(name, _type(values)) for name, values in seen.items()]
+
+
+def partition_scalar(value: str | None, type_: pa.DataType) -> pa.Scalar:
+    """Return a partition value in its column's type."""
+    return pa.scalar(int(value) if value is not None and pa.types.is_integer(type_) else value, type_)
 
 
 def partition_column(value: str | None, type_: pa.DataType, num_rows: int) -> pa.Array:
     """Repeat a partition value for the rows of a chunk."""
-    typed = int(value) if value is not None and pa.types.is_integer(type_) else value
-    return pa.repeat(pa.scalar(typed, type_), num_rows)
+    return pa.repeat(partition_scalar(value, type_), num_rows)
 
 
-def same_names(shards: Iterable[Shard]) -> Mapping[tuple[str, ...], Shard]:
+def same_names(shards: Iterable[Shard]) -> Mapping[frozenset[str], Shard]:
     """Return one shard for each set of partition names; more than one means mixed layouts."""
-    return {tuple(shard.partition): shard for shard in shards}
+    found: dict[frozenset[str], Shard] = {}
+    for shard in shards:
+        found.setdefault(frozenset(shard.partition), shard)
+    return found
 
 
-def _type(values: list[str | None]) -> pa.DataType:
-    whole = all(value is None or _WHOLE.fullmatch(value) for value in values)
-    return pa.int64() if whole and any(value is not None for value in values) else pa.string()
+def _type(values: set[str | None]) -> pa.DataType:
+    given = {value for value in values if value is not None}
+    return pa.int64() if given and all(map(_WHOLE.fullmatch, given)) else pa.string()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from batchinfer import tensors
 from batchinfer.config.sections import InputOptions
 from batchinfer.options import field_validator
 from batchinfer.sources.select import parse_share
@@ -27,5 +28,20 @@ class SourceOptions(InputOptions):
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """The paths and globs of `input.path`, one or more."""
-        return (self.path,) if isinstance(self.path, str) else self.path
+        """The paths and globs of `input.path`, one or more; local ones as plain paths."""
+        paths = (self.path,) if isinstance(self.path, str) else self.path
+        return tuple(path.removeprefix("file://") for path in paths)
+
+
+class TextOptions(SourceOptions):
+    """Files whose types are guessed."""
+
+    types: dict[str, str] = {}
+    """Types of columns (`zip: string`) where the first 4 MiB of a file do not tell."""
+
+    @field_validator("types")
+    @classmethod
+    def _known(cls, value: dict[str, str]) -> dict[str, str]:
+        for text in value.values():
+            tensors.parse_type(text)
+        return value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -12,14 +14,15 @@ import pyarrow.parquet as pq
 
 from batchinfer.data import Block, Chunk, Entry, Shard, Unit
 from batchinfer.errors import DataError
-from batchinfer.sources.listing import list_inputs, shard_of, store_of
+from batchinfer.sources.listing import Inputs
 from batchinfer.sources.options import SourceOptions
-from batchinfer.sources.select import Selection
+from batchinfer.sources.parquet_rows import Cursor, OpenParquet, rows_at_once
+from batchinfer.sources.select import Selection, partition_guarantee
 
 _SUFFIXES = (".parquet", ".pq", ".parq")
-_PROBED_ROWS = 16
-_PIECE_BYTES = 32 * 1024 * 1024
-_MAX_PIECE_BYTES = 512 * 1024 * 1024
+_KEPT_CURSORS = 2
+_BUFFER_BYTES = 2 * 1024 * 1024
+_PARQUET = ds.ParquetFileFormat()
 
 
 class ParquetOptions(SourceOptions):
@@ -34,93 +37,109 @@ class ParquetSource:
     Options = ParquetOptions
 
     def __init__(self, options: ParquetOptions) -> None:
-        self._options = options
+        self._inputs = Inputs(options, _SUFFIXES)
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[Any, ...], Cursor] = OrderedDict()
         self.selection = Selection(options)
 
     def list_entries(self) -> Sequence[Entry]:
         """List the files."""
-        return list_inputs(self._options, _SUFFIXES)
+        return self._inputs.entries()
 
     def inspect(self, entry: Entry, *, index: int) -> tuple[Shard, pa.Schema]:
         """Read a footer."""
         with _named(entry.uri):
-            file = pq.ParquetFile(store_of(self._options, entry.uri).open(entry.uri, version=entry.version))
-        footer = file.metadata
-        groups = (footer.row_group(at) for at in range(footer.num_row_groups))
-        blocks = tuple(Block(num_rows=g.num_rows, num_bytes=g.total_byte_size) for g in groups)
-        shard = shard_of(self._options, entry, index=index, blocks=blocks)
-        return shard, file.schema_arrow.remove_metadata()
+            file = self._open(entry.uri, entry.version).file
+            footer, schema = file.metadata, file.schema_arrow.remove_metadata()
+            groups = [footer.row_group(at) for at in range(footer.num_row_groups)]
+            blocks = tuple(
+                Block(num_rows=group.num_rows, num_bytes=group.total_byte_size) for group in groups
+            )
+        twice = [name for name, count in Counter(schema.names).items() if count > 1]
+        if twice:
+            raise DataError(f"column {twice[0]!r} stands in the file more than once", where=entry.uri)
+        return self._inputs.shard(entry, index=index, blocks=blocks), schema
 
     def read(
         self, unit: Unit, *, schema: pa.Schema, columns: Sequence[str], batch_rows: int
     ) -> Iterator[Chunk]:
         """Read a unit's rows, row group by row group."""
-        pieces = self._pieces(unit, schema, self.selection.file_columns(columns, unit), batch_rows)
-        yield from self.selection.chunks(unit, pieces, schema=schema, columns=columns)
+        if not self.selection.may_match(unit.shard, schema):
+            return
+        wanted = self.selection.file_columns(columns, unit.shard)
+        with _named(unit.shard.uri):
+            pieces = self._pieces(unit, schema, wanted, batch_rows)
+            yield from self.selection.chunks(unit, pieces, schema=schema, columns=columns)
+
+    def _open(self, uri: str, version: str) -> OpenParquet:
+        raw = self._inputs.store(uri).open(uri, version=version)
+        remote = "://" in uri
+        # Far away, few large requests; near, no more of a row group in memory than is being decoded.
+        buffer_size = 0 if remote else _BUFFER_BYTES
+        file = pq.ParquetFile(
+            raw, pre_buffer=remote, buffer_size=buffer_size, page_checksum_verification=True
+        )
+        return OpenParquet(uri, raw, file)
 
     def _pieces(
         self, unit: Unit, schema: pa.Schema, columns: list[str], batch_rows: int
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
         shard = unit.shard
-        store = store_of(self._options, shard.uri)
-        with _named(shard.uri):
-            file = pq.ParquetFile(
-                store.open(shard.uri, version=shard.version), pre_buffer=True, page_checksum_verification=True
-            )
-            missing = [name for name in columns if name not in file.schema_arrow.names]
-            if missing:
-                raise DataError(f"column {missing[0]!r} is missing", where=shard.uri)
-            start = 0
-            wanted = self._matching(unit, schema)
-            for group, block in enumerate(shard.blocks):
-                stop = start + block.num_rows
-                if stop > unit.start and start < unit.stop and group in wanted:
-                    rows = _safe_rows(file, group, columns, batch_rows)
-                    batches = file.iter_batches(batch_size=rows, row_groups=[group], columns=columns)
-                    yield from _within(unit, batches, first=start)
-                start = stop
+        opened: OpenParquet | None = None
+        groups: set[int] | None = None
+        start = 0
+        for group, block in enumerate(shard.blocks):
+            stop = start + block.num_rows
+            low, high = max(start, unit.start), min(stop, unit.stop)
+            if low < high:
+                key = (shard.uri, shard.version, group, tuple(columns), batch_rows)
+                cursor = self._kept_cursor(key, low)
+                if cursor is None:
+                    opened = opened or self._checked(shard, columns)
+                    groups = self._matching(unit, schema, opened) if groups is None else groups
+                    if group in groups:
+                        rows = rows_at_once(opened, group, columns, batch_rows)
+                        cursor = Cursor(opened, group, columns, first=start, rows=rows)
+                if cursor is not None:
+                    yield from cursor.take(low, high)
+                    self._keep(key, cursor, until=stop)
+            start = stop
 
-    def _matching(self, unit: Unit, schema: pa.Schema) -> set[int]:
+    def _checked(self, shard: Shard, columns: Sequence[str]) -> OpenParquet:
+        opened = self._open(shard.uri, shard.version)
+        missing = [name for name in columns if name not in opened.file.schema_arrow.names]
+        if missing:
+            raise DataError(f"column {missing[0]!r} is missing", where=shard.uri)
+        return opened
+
+    def _matching(self, unit: Unit, schema: pa.Schema, opened: OpenParquet) -> set[int]:
         """Return the row groups whose statistics do not rule out `where`."""
-        every = set(range(len(unit.shard.blocks)))
-        where = self.selection.where
-        if where is None or any(name in unit.shard.partition for name in where.columns):
+        shard, where = unit.shard, self.selection.where
+        every = set(range(len(shard.blocks)))
+        if where is None or not where.may_prune(schema):
             return every
-        uri = unit.shard.uri
-        fragment = ds.ParquetFileFormat().make_fragment(store_of(self._options, uri).open(uri))
-        try:
-            kept = fragment.subset(filter=where.expression, schema=schema)
-        except pa.ArrowException:
-            return every  # statistics of another type than the plan's: read, then filter
+        stored = opened.file.schema_arrow
+        named = [name for name in where.columns if name not in shard.partition]
+        if any(stored.field(name).type != schema.field(name).type for name in named):
+            return every  # statistics of other types than the condition's
+        folders = partition_guarantee(shard, schema) if shard.partition else None
+        fragment = _PARQUET.make_fragment(opened.raw, partition_expression=folders)
+        kept = fragment.subset(filter=where.bind(schema), schema=schema)
         return {group.id for group in kept.row_groups}
 
+    def _kept_cursor(self, key: tuple[Any, ...], low: int) -> Cursor | None:
+        """Take the cursor that an earlier unit of the same row group has left, unless it is past `low`."""
+        with self._lock:
+            cursor = self._kept.get(key)
+            return self._kept.pop(key) if cursor is not None and cursor.at <= low else None
 
-def _within(unit: Unit, batches: Any, *, first: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield the rows of a row group that belong to the unit, with the number of the first."""
-    at = first
-    for batch in batches:
-        if batch.nbytes > _MAX_PIECE_BYTES:
-            raise DataError(
-                f"{batch.num_rows} rows from row {at} decode to {batch.nbytes:,} bytes, above the limit of "
-                f"{_MAX_PIECE_BYTES:,}",
-                where=unit.shard.uri,
-                hint="the file may be a decompression bomb; if it is not, store large values in files",
-            )
-        low, high = max(at, unit.start), min(at + batch.num_rows, unit.stop)
-        if low < high:
-            yield low, batch.slice(low - at, high - low)
-        at += batch.num_rows
-        if at >= unit.stop:
-            return
-
-
-def _safe_rows(file: Any, group: int, columns: list[str], batch_rows: int) -> int:
-    """Return how many rows decode to about 32 MiB, by decoding a few: the footer's sizes can lie."""
-    probe = next(file.iter_batches(batch_size=_PROBED_ROWS, row_groups=[group], columns=columns), None)
-    if probe is None or not probe.num_rows:
-        return batch_rows
-    row_bytes = max(int(probe.nbytes) // int(probe.num_rows), 1)
-    return max(1, min(batch_rows, _PIECE_BYTES // row_bytes))
+    def _keep(self, key: tuple[Any, ...], cursor: Cursor, *, until: int) -> None:
+        """Keep a cursor that has rows left, for the next unit: it need not decode the first ones again."""
+        if cursor.at < until:
+            with self._lock:
+                self._kept[key] = cursor
+                while len(self._kept) > _KEPT_CURSORS:
+                    self._kept.popitem(last=False)
 
 
 @contextlib.contextmanager

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
+from operator import and_
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
-from batchinfer.data import Chunk, Unit
+from batchinfer.data import Chunk, Shard, Unit
 from batchinfer.errors import ContractError, DataError
-from batchinfer.sources.hive import partition_column
-from batchinfer.sources.where import Condition, parse_where
+from batchinfer.sources.condition import Condition
+from batchinfer.sources.drift import why_absent
+from batchinfer.sources.hive import partition_column, partition_scalar
+from batchinfer.sources.where import parse_where
 
 if TYPE_CHECKING:
     from batchinfer.config.sections import InputOptions
+    from batchinfer.protocols import Source
 
 _FULL = 2**64
-_ROW = "#row"
+_ROW = "\0row"
+_COUNTED_ROWS = 65_536
+_FOLDERS = ds.IpcFileFormat()  # stands for any format: only the folders' values are looked at
 
 
 def parse_share(text: str) -> float:
@@ -33,6 +42,20 @@ def parse_share(text: str) -> float:
     return share
 
 
+def count_selected(source: Source, unit: Unit, *, schema: pa.Schema, limit: int) -> tuple[int, int]:
+    """Return how many rows of a unit are selected, `limit` at most, and the row behind the last of
+    them (the unit's stop where there are fewer). Reads only what `where` needs."""
+    if not source.selection.selects:
+        stop = min(unit.stop, unit.start + limit)
+        return stop - unit.start, stop
+    count = 0
+    for chunk in source.read(unit, schema=schema, columns=(), batch_rows=_COUNTED_ROWS):
+        if count + len(chunk.numbers) >= limit:
+            return limit, int(chunk.numbers[limit - count - 1]) + 1
+        count += len(chunk.numbers)
+    return count, unit.stop
+
+
 class Selection:
     """Applies the job's `where` and `sample` to rows as they are read, and gives them their types."""
 
@@ -45,24 +68,32 @@ class Selection:
         """Whether rows may be left out."""
         return self.where is not None or self._share is not None
 
-    def file_columns(self, columns: Sequence[str], unit: Unit) -> list[str]:
+    def file_columns(self, columns: Sequence[str], shard: Shard) -> list[str]:
         """Return the columns to read from the file: those asked for and those of `where`."""
-        wanted = [*columns, *(self.where.columns if self.where else ())]
-        return [name for name in dict.fromkeys(wanted) if name not in unit.shard.partition]
+        return [name for name in self._named(columns) if name not in shard.partition]
 
     def check(self, schema: pa.Schema) -> None:
-        """Raise ContractError where `where` names an unknown column or compares what cannot be."""
+        """Raise ContractError where `where` names an unknown column or compares what cannot be, and
+        DataError where some of the files lack a column of it."""
         if self.where is None:
             return
         for name in self.where.columns:
             if name not in schema.names:
-                raise ContractError(
-                    f"input.where: column {name!r} is not in the input", hint=f"there are {schema.names}"
-                )
+                raise self._unknown(self.where, name, schema)
         try:
-            schema.empty_table().filter(self.where.expression)
+            schema.empty_table().filter(self.where.bind(schema))
         except (pa.ArrowException, NotImplementedError) as error:
             raise ContractError(f"input.where cannot be evaluated: {error}") from error
+
+    def may_match(self, shard: Shard, schema: pa.Schema) -> bool:
+        """Tell whether the partition values of a shard leave any row that `where` can keep."""
+        if self.where is None or not shard.partition:
+            return True
+        fragment = _FOLDERS.make_fragment(
+            pa.BufferReader(b""), partition_expression=partition_guarantee(shard, schema)
+        )
+        folder = ds.FileSystemDataset([fragment], schema, _FOLDERS)
+        return next(folder.get_fragments(filter=self.where.bind(schema)), None) is not None
 
     def chunks(
         self,
@@ -73,24 +104,27 @@ class Selection:
         columns: Sequence[str],
     ) -> Iterator[Chunk]:
         """Turn pieces (number of the first row, rows of the file) into chunks of selected rows."""
+        expression = self.where.bind(schema) if self.where is not None else None
         for first, piece in pieces:
             numbers = np.arange(first, first + piece.num_rows)
-            rows = self._complete(unit, piece, schema, columns)
             if self._share is not None:
-                keep = _sampled(unit.shard.key, numbers, self._share)
-                rows, numbers = rows.filter(pa.array(keep)), numbers[keep]
-            if self.where is not None:
-                rows, numbers = self._filtered(rows, numbers)
+                kept = np.flatnonzero(_sampled(unit.shard.key, numbers, self._share))
+                piece, numbers = _taken(piece, numbers, kept)  # noqa: PLW2901 - fewer of the same
+            rows = self._complete(unit, piece, schema, columns)
+            if expression is not None:
+                rows, numbers = _taken(rows, numbers, self._matching(rows, expression, unit))
             if len(numbers):
                 yield Chunk(unit, rows.select(list(columns)), numbers)
+
+    def _named(self, columns: Sequence[str]) -> list[str]:
+        return list(dict.fromkeys([*columns, *(self.where.columns if self.where else ())]))
 
     def _complete(
         self, unit: Unit, piece: pa.RecordBatch, schema: pa.Schema, columns: Sequence[str]
     ) -> pa.RecordBatch:
         """Add partition columns, and widen what the plan found to be wider elsewhere."""
-        names = list(dict.fromkeys([*columns, *(self.where.columns if self.where else ())]))
-        arrays = []
-        for name in names:
+        arrays, fields = [], []
+        for name in self._named(columns):
             field = schema.field(name)
             if name in unit.shard.partition:
                 column = partition_column(unit.shard.partition[name], field.type, piece.num_rows)
@@ -99,18 +133,48 @@ class Selection:
             else:
                 raise DataError(f"column {name!r} is missing", where=unit.shard.uri)
             arrays.append(column)
-        return pa.RecordBatch.from_arrays(arrays, names=names)
+            fields.append(pa.field(name, field.type))
+        # Only a batch knows how many rows it has when it has no column.
+        return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)) if arrays else piece.select([])
 
-    def _filtered(
-        self, rows: pa.RecordBatch, numbers: np.ndarray[Any, Any]
-    ) -> tuple[pa.RecordBatch, np.ndarray[Any, Any]]:
+    def _matching(self, rows: pa.RecordBatch, expression: Any, unit: Unit) -> np.ndarray[Any, Any]:
+        """Return the positions of the rows that `where` keeps, int64 of shape (kept rows,)."""
         assert self.where is not None
-        table = pa.Table.from_batches([rows]).append_column(_ROW, pa.array(numbers))
-        kept = table.filter(self.where.expression).combine_chunks()
-        left = kept[_ROW].to_numpy()
-        kept = kept.drop_columns([_ROW])
-        batches = kept.to_batches()
-        return (batches[0] if batches else rows.slice(0, 0)), left
+        position = pa.array(np.arange(rows.num_rows))
+        tested = [rows[name] for name in self.where.columns]
+        table = pa.table([*tested, position], names=[*self.where.columns, _ROW])
+        try:
+            kept: np.ndarray[Any, Any] = table.filter(expression)[_ROW].to_numpy()
+        except pa.ArrowException as error:
+            raise DataError(f"input.where cannot be evaluated: {error}", where=unit.shard.uri) from error
+        return kept
+
+    def _unknown(self, where: Condition, name: str, schema: pa.Schema) -> ContractError | DataError:
+        if reason := why_absent(schema, name):
+            return DataError(f"input.where: {reason}")
+        hint = f"texts stand in single quotes: '{name}'" if name in where.quoted else None
+        return ContractError(
+            f"input.where: column {name!r} is not in the input",
+            hint=hint or f"there are {', '.join(schema.names)}",
+        )
+
+
+def partition_guarantee(shard: Shard, schema: pa.Schema) -> Any:
+    """Return what the folders of a shard promise about its rows, as an Arrow expression."""
+    terms = []
+    for name, value in shard.partition.items():
+        scalar = partition_scalar(value, schema.field(name).type)
+        terms.append(pc.field(name).is_null() if value is None else pc.field(name) == scalar)
+    return reduce(and_, terms)
+
+
+def _taken(
+    rows: pa.RecordBatch, numbers: np.ndarray[Any, Any], kept: np.ndarray[Any, Any]
+) -> tuple[pa.RecordBatch, np.ndarray[Any, Any]]:
+    """Return the rows at some positions, without a copy where all are kept."""
+    if len(kept) == rows.num_rows:
+        return rows, numbers
+    return (rows.take(pa.array(kept)) if rows.num_columns else rows.slice(0, len(kept))), numbers[kept]
 
 
 def _cast(column: pa.Array, field: pa.Field, unit: Unit) -> pa.Array:
@@ -120,7 +184,8 @@ def _cast(column: pa.Array, field: pa.Field, unit: Unit) -> pa.Array:
         return column.cast(field.type)
     except pa.ArrowException as error:
         raise DataError(
-            f"column {field.name!r} has type {column.type} here and {field.type} in the first file",
+            f"column {field.name!r} has type {column.type} here, and not every value fits {field.type}, as "
+            "it was planned",
             where=unit.shard.uri,
         ) from error
 

@@ -1,53 +1,41 @@
-"""`input.where`: a condition in SQL's words, parsed to an Arrow expression.
+"""`input.where`: a condition in SQL's words, parsed to a tree.
 
 or_       := and_ ("or" and_)*
 and_      := not_ ("and" not_)*
-not_      := "not" not_ | comparison
-comparison:= operand [ op operand | [not] in (literal, …) | [not] between operand and operand
-                     | [not] like 'pattern' | is [not] null ]
-operand   := column | literal | "(" or_ ")"
+not_      := "not"* comparison
+comparison:= "(" or_ ")" | operand [ op operand | [not] in (literal, …)
+             | [not] between operand and operand | [not] like 'pattern' | is [not] null ]
+operand   := column | literal
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import re
-from dataclasses import dataclass
-from typing import Any
+from decimal import Decimal
 
-import pyarrow as pa
-import pyarrow.compute as pc
+from batchinfer.sources.condition import Column, Compare, Condition, Every, In, IsNull, Like, Node, Not, Some
+from batchinfer.sources.literals import Literal
 
 _TOKEN = re.compile(
     r"""\s*(?:
-        (?P<number>\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)
+        (?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)
       | (?P<string>'(?:[^']|'')*')
-      | (?P<quoted>"(?:[^"]|"")*"|`[^`]*`)
-      | (?P<name>[A-Za-z_]\w*)
+      | (?P<quoted>"(?:[^"]|"")+"|`[^`]+`)
+      | (?P<name>[^\W\d]\w*)
       | (?P<op><>|!=|==|<=|>=|=|<|>|\(|\)|,|-)
       | (?P<end>$)
     )""",
     re.VERBOSE,
 )
-_WORDS = {"and", "or", "not", "in", "between", "like", "is", "null", "true", "false", "date", "timestamp"}
-_COMPARE = {
-    "=": "equal",
-    "==": "equal",
-    "!=": "not_equal",
-    "<>": "not_equal",
-    "<": "less",
-    "<=": "less_equal",
-    ">": "greater",
-    ">=": "greater_equal",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """A parsed condition: an Arrow expression and the columns that it names."""
-
-    expression: Any
-    columns: tuple[str, ...]
+_TEXT_FOLLOWS = re.compile(r"\s*'")
+_WORDS = {"and", "or", "not", "in", "between", "like", "is", "null", "true", "false"}
+_DATED = {"date", "timestamp"}
+_OPERATORS = {"=", "==", "!=", "<>", "<", "<=", ">", ">="}
+_MAX_DEPTH = 100
+_MAX_COMPARISONS = 500
+_MAX_DIGITS = 40
+_SHOWN = 60
 
 
 def parse_where(text: str) -> Condition:
@@ -60,30 +48,42 @@ class _Parser:
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._at = 0
-        self._columns: dict[str, None] = {}
+        self._at = self._depth = self._comparisons = 0
+        self._columns: dict[str, bool] = {}
         self._advance()
 
     def parse(self) -> Condition:
-        """Parse the whole condition."""
-        expression = self._or()
+        """Return the whole text as a condition."""
+        root = self._or()
         if self._kind != "end":
             raise self._error("expected `and`, `or` or the end")
-        return Condition(expression, tuple(self._columns))
+        quoted = frozenset(name for name, quoted in self._columns.items() if quoted)
+        return Condition(root, tuple(self._columns), quoted)
 
     def _advance(self) -> None:
         found = _TOKEN.match(self._text, self._at)
         if found is None:
-            self._start = self._at + len(self._text[self._at :]) - len(self._text[self._at :].lstrip())
+            rest = self._text[self._at :]
+            self._start = self._at + len(rest) - len(rest.lstrip())
             raise self._error("cannot read this")
         self._kind = str(found.lastgroup)
         self._word = found.group(self._kind)
         self._start, self._at = found.start(self._kind), found.end()
-        if self._kind == "name" and self._word.lower() in _WORDS:
-            self._kind, self._word = "word", self._word.lower()
+        if self._kind == "name":
+            word = self._word.lower()
+            # `date` and `timestamp` are common names of columns: only a text behind makes them words.
+            dated = word in _DATED and _TEXT_FOLLOWS.match(self._text, self._at)
+            if word in _WORDS or dated:
+                self._kind, self._word = "word", word
 
     def _error(self, what: str) -> ValueError:
-        return ValueError(f"{what}\n    {self._text}\n    {' ' * self._start}^")
+        """Point at the current token in its line, or in the part of a long line around it."""
+        begin = self._text.rfind("\n", 0, self._start) + 1
+        begin = max(begin, self._start - _SHOWN)
+        line = self._text[begin : self._start + _SHOWN].split("\n", 1)[0]
+        return ValueError(
+            f"{what}, at character {self._start + 1}\n    {line}\n    {' ' * (self._start - begin)}^"
+        )
 
     def _accept(self, token: str) -> bool:
         if self._kind in {"word", "op"} and self._word == token:
@@ -95,110 +95,127 @@ class _Parser:
         if not self._accept(token):
             raise self._error(f"expected `{token}`")
 
-    def _or(self) -> Any:
-        left = self._and()
+    def _or(self) -> Node:
+        parts = [self._and()]
         while self._accept("or"):
-            left = left | self._and()
-        return left
+            parts.append(self._and())
+        return Some(tuple(parts)) if len(parts) > 1 else parts[0]
 
-    def _and(self) -> Any:
-        left = self._not()
+    def _and(self) -> Node:
+        parts = [self._not()]
         while self._accept("and"):
-            left = left & self._not()
-        return left
+            parts.append(self._not())
+        return Every(tuple(parts)) if len(parts) > 1 else parts[0]
 
-    def _not(self) -> Any:
-        return ~self._not() if self._accept("not") else self._comparison()
+    def _not(self) -> Node:
+        negated = False
+        while self._accept("not"):
+            negated = not negated
+        inner = self._comparison()
+        return Not(inner) if negated else inner
 
-    def _comparison(self) -> Any:
+    def _comparison(self) -> Node:
+        if self._kind == "op" and self._word == "(":
+            return self._parenthesis()
+        self._comparisons += 1
+        if self._comparisons > _MAX_COMPARISONS:
+            # Arrow walks a chain of them by recursion: thousands would end the process.
+            raise self._error(f"more than {_MAX_COMPARISONS} comparisons; use `in (…)`")
         left = self._operand()
-        if self._kind == "op" and self._word in _COMPARE:
-            name = _COMPARE[self._word]
+        if self._kind == "op" and self._word in _OPERATORS:
+            op = self._word
             self._advance()
-            return getattr(pc, name)(left, self._operand())
+            return Compare(op, left, self._operand())
         if self._accept("is"):
             negated = self._accept("not")
             self._expect("null")
-            return left.is_valid() if negated else left.is_null()
+            test: Node = IsNull(self._column(left))
+            return Not(test) if negated else test
         negated = self._accept("not")
         test = self._test(left, negated=negated)
-        return ~test if negated else test
+        return Not(test) if negated else test
 
-    def _test(self, left: Any, *, negated: bool) -> Any:
+    def _parenthesis(self) -> Node:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise self._error(f"more than {_MAX_DEPTH} parentheses are open")
+        self._advance()
+        inner = self._or()
+        self._expect(")")
+        self._depth -= 1
+        return inner
+
+    def _test(self, left: Column | Literal, *, negated: bool) -> Node:
         if self._accept("in"):
-            # SQL's `null in (…)` is null, Arrow's is false: `x < x` is null for a null, else false.
-            return left.isin(self._list()) | pc.less(left, left)
+            return In(self._column(left), self._list())
         if self._accept("between"):
             low = self._operand()
             self._expect("and")
-            return (left >= low) & (left <= self._operand())
+            return Every((Compare(">=", left, low), Compare("<=", left, self._operand())))
         if self._accept("like"):
             if self._kind != "string":
                 raise self._error("expected a pattern such as 'de%'")
-            return pc.match_like(left, self._literal())
+            return Like(self._column(left), self._literal().value)
         if negated:
             raise self._error("expected `in`, `between` or `like`")
         return left
 
-    def _list(self) -> list[Any]:
+    def _column(self, operand: Column | Literal) -> Column:
+        if isinstance(operand, Literal):
+            raise self._error("only a column can stand before `in`, `like` and `is`")
+        return operand
+
+    def _list(self) -> tuple[Literal, ...]:
         self._expect("(")
         values = [self._literal()]
         while self._accept(","):
             values.append(self._literal())
         self._expect(")")
-        return values
+        return tuple(values)
 
-    def _operand(self) -> Any:
-        if self._accept("("):
-            inner = self._or()
-            self._expect(")")
-            return inner
-        if self._kind in {"name", "quoted"}:
-            name = self._word
-            if self._kind == "quoted":
-                name = name[1:-1].replace('""', '"')
-            self._columns[name] = None
-            self._advance()
-            return pc.field(name)
-        return pc.scalar(self._literal())
+    def _operand(self) -> Column | Literal:
+        if self._kind not in {"name", "quoted"}:
+            return self._literal()
+        quoted = self._word.startswith('"')
+        name = self._word if self._kind == "name" else self._word[1:-1]
+        name = name.replace('""', '"') if quoted else name
+        self._columns.setdefault(name, quoted)
+        self._advance()
+        return Column(name)
 
-    def _literal(self) -> Any:
-        if self._kind == "op" and self._word == "-":
-            self._advance()
+    def _literal(self) -> Literal:
+        if self._accept("-"):
             if self._kind != "number":
                 raise self._error("expected a number after `-`")
-            return -self._number()
+            return self._number(-1)
         if self._kind == "number":
-            return self._number()
+            return self._number(1)
         if self._kind == "string":
-            value = self._word[1:-1].replace("''", "'")
+            text = self._word[1:-1].replace("''", "'")
             self._advance()
-            return value
-        if self._kind == "word" and self._word in {"date", "timestamp"}:
+            return Literal("text", text)
+        if self._kind == "word" and self._word in _DATED:
             return self._dated(self._word)
         for word, value in (("true", True), ("false", False)):
             if self._accept(word):
-                return value
+                return Literal("bool", value)
         if self._kind == "word" and self._word == "null":
             raise self._error("nothing equals null: write `is null`")
         raise self._error("expected a column, a number or a 'text'")
 
-    def _number(self) -> int | float:
-        text = self._word
+    def _number(self, sign: int) -> Literal:
+        value = sign * Decimal(self._word)
+        if abs(value.adjusted()) > _MAX_DIGITS or len(value.as_tuple().digits) > _MAX_DIGITS:
+            raise self._error(f"numbers have at most {_MAX_DIGITS} digits")
         self._advance()
-        return int(text) if text.isdigit() else float(text)
+        return Literal("number", value)
 
-    def _dated(self, word: str) -> Any:
+    def _dated(self, word: str) -> Literal:
         self._advance()
-        if self._kind != "string":
-            raise self._error(f"expected {word} '2026-01-31'")
         text = self._word[1:-1]
         try:
-            if word == "date":
-                value = pa.scalar(dt.date.fromisoformat(text), pa.date32())
-            else:
-                value = pa.scalar(dt.datetime.fromisoformat(text), pa.timestamp("us"))
+            value = (dt.date if word == "date" else dt.datetime).fromisoformat(text)
         except ValueError:
             raise self._error(f"not a {word}; write {word} '2026-01-31'") from None
         self._advance()
-        return value
+        return Literal(word, value)

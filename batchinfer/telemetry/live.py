@@ -39,7 +39,8 @@ class LiveProgress:
         self._devices = devices
         self._out = SafeStream(stream)
         self._painter = Painter(self._out)
-        self._waiting: deque[Text] = deque(maxlen=_MAX_WAITING)
+        self._waiting: deque[Text] = deque()
+        self._dropped = 0
         self._lock = threading.Lock()
         self._ticker = Ticker(self._tick, every_s=_EVERY_S, name="progress")
 
@@ -62,22 +63,30 @@ class LiveProgress:
 
     def _say(self, line: Text) -> None:
         with self._lock:
+            if len(self._waiting) >= _MAX_WAITING:
+                self._waiting.popleft()
+                self._dropped += 1
             self._waiting.append(line)
 
-    def _tick(self, last: bool) -> None:  # noqa: FBT001 - the ticker calls it so
+    def _said(self) -> list[Text]:
+        """Take the lines that wait; where there were too many, say how many are not shown."""
         with self._lock:
-            above = list(self._waiting)
+            lines, dropped = list(self._waiting), self._dropped
             self._waiting.clear()
+            self._dropped = 0
+        return [Text(f"({dropped} lines are not shown)", style="dim"), *lines] if dropped else lines
+
+    def _tick(self, last: bool) -> None:  # noqa: FBT001 - the ticker calls it so
         snapshot = self._tally.snapshot()
         if last:
-            self._painter.finish(summary(snapshot), above=above)
+            self._painter.finish(summary(snapshot), above=self._said())
         elif snapshot.started:
             readings = self._devices.readings(snapshot)
             columns, lines = self._out.size()
             # One cell less than there is: a full line would move the cursor to the next one.
             width = min(columns - 1, _MAX_WIDTH)
             drawn = frame(snapshot, readings, width=width, ascii_only=self._painter.ascii_only)
-            self._painter.draw(drawn[: max(1, lines - 1)], above=above)
+            self._painter.draw(drawn[: max(1, lines - 1)], above=self._said())
 
 
 class Painter:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import socket
 import urllib.parse
+import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 
-from prometheus_client.exposition import basic_auth_handler, default_handler, pushadd_to_gateway
+from prometheus_client import pushadd_to_gateway
 
 from batchinfer.events import Event, RunStarted
 from batchinfer.telemetry import figures
@@ -19,6 +21,13 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from batchinfer.config.sections import PushgatewayOptions
+
+
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    """Refuses redirects: a push would become a plain GET of a login page, and look like a success."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Follow nothing, so that the redirect is an error."""
 
 
 class Pushgateway:
@@ -37,8 +46,8 @@ class Pushgateway:
         warn: Callable[[str], None],
     ) -> None:
         url = urllib.parse.urlsplit(options.url)
-        self._user = urllib.parse.unquote(url.username or "")
-        self._password = urllib.parse.unquote(url.password or "")
+        user, password = (urllib.parse.unquote(part or "") for part in (url.username, url.password))
+        self._login = base64.b64encode(f"{user}:{password}".encode()).decode() if user else ""
         self._host = url.netloc.rpartition("@")[2]
         self._url = urllib.parse.urlunsplit((url.scheme, self._host, url.path, "", ""))
         self._every_s = options.every
@@ -77,10 +86,15 @@ class Pushgateway:
     def _send(
         self, url: str, method: str, timeout: float | None, headers: list[tuple[str, str]], data: bytes
     ) -> Callable[[], None]:
-        """Make one request, with the user and password that the URL had."""
-        if not self._user:
-            return default_handler(url, method, timeout, headers, data)
-        return basic_auth_handler(url, method, timeout, headers, data, self._user, self._password)
+        """Make one request, with the user and password that the URL had, to that URL and no other."""
+        request = urllib.request.Request(url, data, dict(headers), method=method)  # noqa: S310 - http or https
+        if self._login:
+            request.add_header("Authorization", f"Basic {self._login}")
+
+        def send() -> None:
+            urllib.request.build_opener(_StayHere).open(request, timeout=timeout).close()
+
+        return send
 
     def _complain(self, why: str) -> None:
         if not self._warned:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import struct
 import termios
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
@@ -180,6 +181,22 @@ def test_a_run_leaves_the_summary(terminal: Terminal, run: Any, no_gpus: Devices
     ]
 
 
+def test_a_worker_that_says_too_much_is_cut_short(terminal: Terminal, run: Any, no_gpus: Devices) -> None:
+    """Of thousands of lines between two drawings the last thousand are shown, and the others counted."""
+    live = LiveProgress(run.tally, stream=terminal.stream, devices=no_gpus)
+    for number in range(1500):
+        live.on_event(WorkerSaid(worker=0, line=f"{number}."))
+    reader = threading.Thread(target=live.close)
+    reader.start()
+    while reader.is_alive():
+        terminal.shows()
+    terminal.shows()
+    lines = terminal.raw.replace("\r", "").split("\n")
+    assert "(500 lines are not shown)" in lines[0]
+    assert "500." in lines[1]
+    assert "1499." in lines[1000]
+
+
 def test_a_run_that_never_began_leaves_nothing(terminal: Terminal, run: Any, no_gpus: Devices) -> None:
     """Where planning failed, the terminal is left to the error message."""
     live = LiveProgress(run.tally, stream=terminal.stream, devices=no_gpus)
@@ -188,6 +205,14 @@ def test_a_run_that_never_began_leaves_nothing(terminal: Terminal, run: Any, no_
     live.close()
     assert terminal.shows() == [""]
     assert terminal.raw == ""
+
+
+def test_a_warning_before_the_start_is_not_lost(terminal: Terminal, run: Any, no_gpus: Devices) -> None:
+    """What is said while the run is being planned is there at the end at the latest."""
+    live = LiveProgress(run.tally, stream=terminal.stream, devices=no_gpus)
+    live.on_event(Warned(code="store", message="slow"))
+    live.close()
+    assert terminal.shows() == ["warning[store]: slow"]
 
 
 def test_a_tiny_window_shows_the_top(terminal: Terminal, painter: Painter) -> None:

@@ -216,8 +216,8 @@ def hear(connection: socket.socket) -> bytes:
     while b"\r\n\r\n" not in data:
         data += connection.recv(65536)
     head, _, body = data.partition(b"\r\n\r\n")
-    (length,) = re.findall(rb"(?i)content-length: (\d+)", head)
-    while len(body) < int(length):
+    length = int((re.findall(rb"(?i)content-length: (\d+)", head) or [b"0"])[0])
+    while len(body) < length:
         body += connection.recv(65536)
     return head
 
@@ -254,9 +254,11 @@ def failing(connection: socket.socket, stop: threading.Event) -> None:
 
 
 def redirecting(connection: socket.socket, stop: threading.Event) -> None:
-    """Send the caller round in circles."""
-    hear(connection)
-    connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /metrics\r\nContent-Length: 0\r\n\r\n")
+    """Send the caller to a page that is glad of every visitor."""
+    if hear(connection).startswith(b"GET"):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    else:
+        connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\n\r\n")
 
 
 def whole_run(run: Any, pushed: Pushed) -> float:
