@@ -7,10 +7,12 @@ import os
 import sys
 import traceback
 
-import click
 import typer
 
 from batchinfer.errors import BatchinferError, ExitCode
+
+_WrongCommandLine: type[Exception] = typer.BadParameter.__mro__[2]
+"""click's ClickException, or that of the click that newer typers carry inside."""
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -19,11 +21,11 @@ def exit_code_of(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, typer.Exit):
         return error.exit_code
-    if isinstance(error, click.ClickException):
+    if isinstance(error, _WrongCommandLine):
         return ExitCode.USAGE
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else ExitCode.CRASH
-    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return 130
     return ExitCode.CRASH
 
@@ -32,13 +34,13 @@ def show_failure(error: BaseException) -> None:
     """Print what happened, where, and the way out, to stderr."""
     if isinstance(error, (typer.Exit, SystemExit)):
         return
-    if isinstance(error, click.ClickException):
-        error.show()
+    if isinstance(error, _WrongCommandLine):
+        error.show()  # type: ignore[attr-defined]
     elif isinstance(error, BatchinferError):
         _say(f"{_red('error')}[{error.kind}]: {error}")
         if error.details and os.environ.get("BATCHINFER_DEBUG"):
             _say(error.details)
-    elif isinstance(error, (KeyboardInterrupt, click.Abort)):
+    elif isinstance(error, (KeyboardInterrupt, typer.Abort)):
         _say("interrupted")
     else:
         _say("".join(traceback.format_exception(error)))

@@ -36,7 +36,7 @@ FENCES = {
     "prometheus_client": ("telemetry/",),
     "rich": ("telemetry/", "cli/"),
     "typer": ("cli/",),
-    "click": ("cli/",),
+    "click": (),
     "multiprocessing": (),
     "pickle": (),
 }

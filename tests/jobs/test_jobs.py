@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,10 +55,11 @@ def test_tabular_scoring(batchinfer: Run, tmp_path: Path) -> None:
     """Every flight's probability is what onnxruntime gives for it, and cancelled flights say why."""
     import onnxruntime
 
-    rows = results("tabular-scoring", batchinfer, tmp_path)
-    flights = ds.dataset(ROOT / "jobs" / "tabular-scoring" / "data", partitioning="hive").to_table()
+    folder = copied("tabular-scoring", tmp_path)
+    rows = results(folder, batchinfer)
+    flights = ds.dataset(folder / "data", partitioning="hive").to_table()
     assert len(rows) == len(flights) == 336_776
-    job = yaml.safe_load((ROOT / "jobs" / "tabular-scoring" / "job.yaml").read_text())
+    job = yaml.safe_load((folder / "job.yaml").read_text())
     # Partitions come in the order of their names, in the output as in the input.
     assert rows["flight"].equals(flights["flight"])
     known = pc.is_valid(flights["dep_delay"])
@@ -65,7 +67,7 @@ def test_tabular_scoring(batchinfer: Run, tmp_path: Path) -> None:
     names = job["preprocess"][0]["columns"]["columns"]
     features = np.stack([flights[name].filter(known).to_numpy().astype(np.float32) for name in names], axis=1)
     session = onnxruntime.InferenceSession(
-        ROOT / "jobs" / "tabular-scoring" / "model" / "model.onnx", providers=["CPUExecutionProvider"]
+        folder / "model" / "model.onnx", providers=["CPUExecutionProvider"]
     )
     logit = session.run(None, {"input": features})[0][:, 0].astype(np.float64)
     scored = rows.filter(known)
@@ -78,7 +80,7 @@ def test_tabular_scoring(batchinfer: Run, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_image_classification(batchinfer: Run, tmp_path: Path) -> None:
     """Photos of animals get their names."""
-    rows = results("image-classification", batchinfer, tmp_path)
+    rows = results(copied("image-classification", tmp_path), batchinfer)
     best = {Path(row["path"]).stem: row for row in rows.to_pylist()}
     expected = {
         "mammals-cats-tiger": (292, "tiger"),
@@ -95,7 +97,7 @@ def test_image_classification(batchinfer: Run, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_text_classification(batchinfer: Run, tmp_path: Path) -> None:
     """Most docstrings that the model has not seen are ascribed to their package."""
-    rows = results("text-classification", batchinfer, tmp_path, "--set", "input.sample=25%")
+    rows = results(copied("text-classification", tmp_path), batchinfer, "--set", "input.sample=25%")
     assert 200 < len(rows) < 400
     right = pc.mean(pc.equal(rows["label"], rows["package"])).as_py()
     assert right > 0.55  # guessing gives 25%
@@ -104,10 +106,10 @@ def test_text_classification(batchinfer: Run, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_text_embedding(batchinfer: Run, tmp_path: Path) -> None:
-    """Embeddings are those of sentence-transformers, to 1e-5, and search finds what is meant."""
+    """Embeddings are those of sentence-transformers, to 1e-5, and a search finds what is meant."""
     from sentence_transformers import SentenceTransformer
 
-    rows = results("text-embedding", batchinfer, tmp_path, "--set", "input.limit=400")
+    rows = results(copied("text-embedding", tmp_path), batchinfer, "--set", "input.limit=400")
     sys.path.insert(0, str(ROOT / "jobs"))
     try:
         from minilm import model_folder  # type: ignore[import-not-found]
@@ -120,12 +122,29 @@ def test_text_embedding(batchinfer: Run, tmp_path: Path) -> None:
     assert found.shape == (400, 384)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     np.testing.assert_allclose((found * wanted).sum(axis=1), 1, atol=1e-5)
+    sought = subprocess.run(
+        [sys.executable, tmp_path / "text-embedding" / "search.py", rows["text"][7].as_py()],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=True,
+    )
+    (first,) = [line for line in sought.stdout.splitlines() if line.startswith("1.000")]
+    assert rows["module"][7].as_py()[:30] in first
 
 
-def results(name: str, batchinfer: Run, folder: Path, *options: str) -> pa.Table:
-    """Prepare an example as its head says; validate, plan and run it into a folder; read what it wrote."""
+def copied(name: str, folder: Path) -> Path:
+    """Copy an example with what is prepared there: other tests and people use the original."""
+    for beside in ROOT.glob("jobs/*.py"):
+        shutil.copy(beside, folder)
+    ignored = shutil.ignore_patterns("output", "*.partial", "__pycache__")
+    return Path(shutil.copytree(ROOT / "jobs" / name, folder / name, ignore=ignored))
+
+
+def results(folder: Path, batchinfer: Run, *options: str) -> pa.Table:
+    """Prepare an example as its head says; validate, plan and run it; read what it wrote."""
     prepared = subprocess.run(
-        [sys.executable, ROOT / "jobs" / name / "prepare.py"],
+        [sys.executable, folder / "prepare.py"],
         capture_output=True,
         text=True,
         env=environment(),
@@ -134,13 +153,11 @@ def results(name: str, batchinfer: Run, folder: Path, *options: str) -> pa.Table
     if prepared.returncode and not os.environ.get("CI") and any(word in prepared.stderr for word in ABSENT):
         pytest.skip(prepared.stderr.strip())
     assert prepared.returncode == 0, prepared.stderr
-    job = str(ROOT / "jobs" / name / "job.yaml")
-    arguments = (job, "--set", f"output.path={folder}", *options)
     for verb in ("validate", "plan", "run", "run"):
-        done = batchinfer(verb, *arguments)
+        done = batchinfer(verb, str(folder / "job.yaml"), *options)
         assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing left to do" in done.stderr + done.stdout
-    return ds.dataset(folder, partitioning="hive").to_table()
+    return ds.dataset(folder / "output", partitioning="hive").to_table()
 
 
 def vectors(column: Any) -> np.ndarray:

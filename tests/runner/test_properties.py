@@ -146,3 +146,32 @@ def _run_columns(root: str, *, unit_rows: int, batch: int) -> batchinfer.RunRepo
         "errors": {"max": "100%"},
     }
     return batchinfer.run_job(job)
+
+
+@settings(max_examples=30)
+@given(
+    rows=st.lists(st.lists(st.integers(0, 50), max_size=40), min_size=1, max_size=120),
+    unit_rows=st.integers(1, 60),
+    size=st.integers(1, 200),
+    by=st.sampled_from(["rows", "tokens"]),
+    window=st.integers(1, 80),
+)
+def test_ragged_rows_keep_their_results(
+    rows: list[list[int]], unit_rows: int, size: int, by: str, window: int
+) -> None:
+    """Rows of any lengths are sorted, padded and batched, and each finds its way back to its place."""
+    root = f"memory://p{next(_spaces)}"
+    table = pa.table({"id": range(len(rows)), "ids": pa.array(rows, pa.list_(pa.int64()))})
+    out = pa.BufferOutputStream()
+    pq.write_table(table, out, row_group_size=17)
+    open_store(root, {}).put(f"{root}/in/a.parquet", out.getvalue())
+    report = run(
+        root,
+        model={"signature": {"inputs": {"ids": "int64[?, ?]"}, "outputs": {"y": "float32[?]"}}},
+        batching={"size": size, "by": by, "window_rows": window},
+        checkpoint={"unit_rows": unit_rows},
+    )
+    found = read_parts(root)
+    assert found["id"].to_pylist() == list(range(len(rows)))
+    assert found["y"].to_pylist() == [2.0 * sum(row) for row in rows]
+    assert report.rows_ok == len(rows)
