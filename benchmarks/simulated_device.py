@@ -1,7 +1,8 @@
 """How much of a busy device's time does the pipeline use? `python benchmarks/simulated_device.py`
 
 The device is simulated: it sleeps 20 ms a batch. The ideal is the number of batches times 20 ms. *Steady*
-is from the loaded model, before anything is read, to the last commit, *whole run* from the call to its return, start-up included.
+is from the loaded model, before anything is read, to the last commit; *whole run*
+from the call to its return, start-up included.
 """
 
 from __future__ import annotations

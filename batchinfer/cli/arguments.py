@@ -59,4 +59,4 @@ def output_of(target: str) -> tuple[str, dict[str, object]]:
 
 def interactive() -> bool:
     """Tell whether a person watches: stderr is a terminal that can redraw."""
-    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"

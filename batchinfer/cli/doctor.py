@@ -65,7 +65,7 @@ def command(*, as_json: AsJson = False) -> None:
 
 def _facts() -> dict[str, Any]:
     from batchinfer.config import usable_cores
-    from batchinfer.hardware import gpus
+    from batchinfer.hardware import gpus, problem
 
     packages = {name: _version(name) for name in _PACKAGES}
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -78,6 +78,8 @@ def _facts() -> dict[str, Any]:
         )
     if files < _MIN_FILES:
         warnings.append(f"only {files} open files are allowed: raise it with ulimit -n")
+    if trouble := problem():
+        warnings.append(trouble)
     if names and not probe["torch_devices"]:
         warnings.append("there is a GPU, but torch cannot use it: install a torch build with CUDA")
     return {

@@ -106,10 +106,11 @@ def _preprocess(model: str, schema: pa.Schema, ready: Ready) -> tuple[list[str],
     if "input_ids" in inputs and texts:
         found = _beside(model, "tokenizer.json")
         column = next((name for name in texts if name in {"text", "content", "body"}), texts[0])
+        tokenizer = found or "TOKENIZER.json"
         return (
             [
                 "preprocess:",
-                f"  - tokenize: {{column: {column}, tokenizer: {found or 'TOKENIZER.json'}, max_length: 256}}",
+                f"  - tokenize: {{column: {column}, tokenizer: {tokenizer}, max_length: 256}}",
                 *([] if found else ["    # no tokenizer.json lies beside the model: name it above"]),
                 "",
             ],

@@ -158,13 +158,13 @@ def create_once(store: Store, uri: str, data: Any) -> bool:
             store.create(uri, data)
         except AlreadyExists:
             return _is_ours(store, uri, data)
-        except UnavailableError:
+        except UnavailableError as error:
             # The write may have been made and its answer lost: only the store can tell.
             try:
                 return _is_ours(store, uri, data)
             except ObjectMissing:
                 if attempt == _ATTEMPTS - 1:
-                    raise
+                    raise error from None
                 time.sleep(0.2 * 2**attempt)
         else:
             return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -179,15 +180,10 @@ def _mismatch(given: TensorSpec, wanted: TensorSpec) -> str | None:
             )
     if wanted.dtype == "any" and len(wanted.shape) <= 1:
         return None
-    fits = (
-        _is_one(given, wanted)
-        or len(given.shape) == len(wanted.shape)
-        and all(
-            ours is None or theirs is None or ours == theirs
-            for ours, theirs in zip(given.shape[1:], wanted.shape[1:], strict=True)
-        )
-    )
-    if fits or wanted.dtype == "string":
+    sizes = itertools.zip_longest(given.shape[1:], wanted.shape[1:], fillvalue=-1)
+    fits = all(ours is None or theirs is None or ours == theirs for ours, theirs in sizes)
+    same_rank = len(given.shape) == len(wanted.shape)
+    if (same_rank and fits) or _is_one(given, wanted) or wanted.dtype == "string":
         return None
     return (
         f"input `{wanted}` cannot take column `{given}`: the shapes differ"

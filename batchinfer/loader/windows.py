@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WindowPolicy:
-    """When a window is full: at so many rows, or at so many encoded bytes, whichever is first."""
+    """When a window is full: at so many rows, or so many encoded and carried bytes, whichever is first."""
 
     rows: int
     num_bytes: int
@@ -97,4 +97,4 @@ def _num_rows(chunks: list[EncodedChunk]) -> int:
 
 
 def _num_bytes(chunks: list[EncodedChunk]) -> int:
-    return sum(chunk.tensors.nbytes for chunk in chunks)
+    return sum(chunk.tensors.nbytes + chunk.carried.nbytes for chunk in chunks)

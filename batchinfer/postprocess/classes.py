@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from batchinfer.data import TensorSpec
-from batchinfer.errors import ContractError
+from batchinfer.errors import ContractError, DataError
 from batchinfer.options import ContentPath, Field, model_validator
-from batchinfer.postprocess.label_names import check_number, read_labels
+from batchinfer.postprocess.label_names import check_number, look_up, read_labels
 from batchinfer.postprocess.naming import (
     StepOptions,
     float32,
@@ -30,9 +30,12 @@ if TYPE_CHECKING:
 class ArgmaxOptions(StepOptions):
     """Scores to the number of the best class."""
 
+    labels: ContentPath | None = None
+    """Names of the classes: a text file, one per line, or JSON. Adds `<to>_label`."""
+
 
 class Argmax:
-    """The first of the largest scores, int64."""
+    """The first of the largest scores: `class`, int64, and with labels `class_label`."""
 
     Options = ArgmaxOptions
     shorthand: ClassVar[str] = "from"
@@ -42,16 +45,27 @@ class Argmax:
         self._to = options.to or "class"
 
     def output_specs(self, specs: Mapping[str, TensorSpec]) -> Mapping[str, TensorSpec]:
-        """Give `class`, int64."""
+        """Give `class`, int64, and its name where there are labels."""
         name, spec = taken(self._options, specs)
-        vector_spec(spec)
-        return given(self._options, specs, name, {self._to: TensorSpec(self._to, "int64", (None,))})
+        classes = vector_spec(spec).shape[1]
+        new = {self._to: TensorSpec(self._to, "int64", (None,))}
+        if self._labels is not None:
+            check_number(self._labels, classes)
+            new[f"{self._to}_label"] = TensorSpec(f"{self._to}_label", "string", (None,))
+        return given(self._options, specs, name, new)
 
     def apply(self, results: Mapping[str, Column], inputs: Tensors) -> Mapping[str, Column]:  # noqa: ARG002 - the door's
-        """Find the best class of each row."""
+        """Find the best class of each row. Raises DataError for a class without a label."""
         name, scores = taken(self._options, results)
         best = np.argmax(np.asarray(scores), axis=-1).astype(np.int64)
-        return given(self._options, results, name, {self._to: best})
+        new: dict[str, Any] = {self._to: best}
+        if self._labels is not None:
+            new[f"{self._to}_label"] = look_up("argmax", self._labels, best)
+        return given(self._options, results, name, new)
+
+    @functools.cached_property
+    def _labels(self) -> tuple[str, ...] | None:
+        return None if self._options.labels is None else read_labels(self._options.labels)
 
 
 class TopKOptions(StepOptions):
@@ -90,9 +104,11 @@ class TopK:
         return given(self._options, specs, name, new)
 
     def apply(self, results: Mapping[str, Column], inputs: Tensors) -> Mapping[str, Column]:  # noqa: ARG002 - the door's
-        """Rank the classes of each row."""
+        """Rank the classes of each row. Raises DataError for fewer classes than k."""
         name, column = taken(self._options, results)
         scores, k = float32(column), self._options.k
+        if scores.shape[-1] < k:
+            raise DataError(f"top_k: k is {k}, and {name!r} came with only {scores.shape[-1]} classes")
         # A stable sort of the negated scores: equal scores keep the order of their numbers.
         order = np.argsort(-scores, axis=-1, kind="stable")[:, :k]
         best = np.take_along_axis(scores, order, axis=-1)
@@ -101,7 +117,7 @@ class TopK:
             f"{self._to}_score": best.astype(np.float32),
         }
         if self._labels is not None:
-            names = pa.array(self._labels, pa.string()).take(pa.array(order.reshape(-1)))
+            names = look_up("top_k", self._labels, order.reshape(-1))
             new[f"{self._to}_label"] = pa.FixedSizeListArray.from_arrays(names, k)
         return given(self._options, results, name, new)
 
@@ -116,9 +132,12 @@ class ThresholdOptions(StepOptions):
     at: float = 0.5
     """Yes from this score on."""
 
+    labels: tuple[str, str] | None = None
+    """Words for [no, yes], instead of false and true."""
+
 
 class Threshold:
-    """score >= at, bool. NaN is no."""
+    """score >= at: bool, or one of two labels. NaN is no."""
 
     Options = ThresholdOptions
     shorthand: ClassVar[str] = "at"
@@ -128,15 +147,21 @@ class Threshold:
         self._to = options.to or "positive"
 
     def output_specs(self, specs: Mapping[str, TensorSpec]) -> Mapping[str, TensorSpec]:
-        """Give `positive`, bool, of the same shape."""
+        """Give `positive`: bool of the same shape, or string for one score per row."""
         name, spec = taken(self._options, specs)
-        shape = scores_spec(spec).shape
-        return given(self._options, specs, name, {self._to: TensorSpec(self._to, "bool", shape)})
+        new = TensorSpec(self._to, "bool", scores_spec(spec).shape)
+        if self._options.labels is not None:
+            row_spec(spec)
+            new = TensorSpec(self._to, "string", (None,))
+        return given(self._options, specs, name, {self._to: new})
 
     def apply(self, results: Mapping[str, Column], inputs: Tensors) -> Mapping[str, Column]:  # noqa: ARG002 - the door's
         """Compare."""
         name, scores = taken(self._options, results)
-        return given(self._options, results, name, {self._to: np.asarray(scores) >= self._options.at})
+        yes: Any = np.asarray(scores) >= self._options.at
+        if self._options.labels is not None:
+            yes = look_up("threshold", self._options.labels, yes.reshape(-1).astype(np.int64))
+        return given(self._options, results, name, {self._to: yes})
 
 
 class LabelsOptions(StepOptions):
@@ -175,12 +200,9 @@ class Labels:
         return given(self._options, specs, name, {self._to: TensorSpec(self._to, "string", (None,))})
 
     def apply(self, results: Mapping[str, Column], inputs: Tensors) -> Mapping[str, Column]:  # noqa: ARG002 - the door's
-        """Look the names up."""
+        """Look the names up. Raises DataError for a class without one."""
         name, column = taken(self._options, results)
-        numbers = np.asarray(column).reshape(-1)
-        if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(self._names):
-            raise ValueError(f"class {numbers.max()} has no label: there are {len(self._names)}")
-        found = pa.array(self._names, pa.string()).take(pa.array(numbers))
+        found = look_up("labels", self._names, np.asarray(column).reshape(-1))
         return given(self._options, results, name, {self._to: found})
 
     @functools.cached_property

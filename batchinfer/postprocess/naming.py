@@ -39,9 +39,12 @@ def taken(options: StepOptions, results: Mapping[str, V]) -> tuple[str, V]:
     """Return the result that a step takes. Raises ContractError where it is missing or not the only one."""
     name = options.from_
     if name is None:
-        if len(results) != 1:
-            listed = ", ".join(results) or "none"
-            raise ContractError(f"there are several results ({listed})", hint="say which: {from: NAME}")
+        if not results:
+            raise ContractError("there is no result to take")
+        if len(results) > 1:
+            raise ContractError(
+                f"there are several results ({', '.join(results)})", hint="say which: {from: NAME}"
+            )
         name = next(iter(results))
     if name not in results:
         raise ContractError(f"there is no result {name!r}; there are {', '.join(results) or 'none'}")
@@ -49,8 +52,16 @@ def taken(options: StepOptions, results: Mapping[str, V]) -> tuple[str, V]:
 
 
 def given(options: StepOptions, results: Mapping[str, V], name: str, new: Mapping[str, V]) -> dict[str, V]:
-    """Return the results after a step: without what it took, with what it gives."""
+    """Return the results after a step: without what it took, with what it gives.
+
+    Raises ContractError where a new name is taken: a result is never lost under another.
+    """
     rest = {key: value for key, value in results.items() if key != name or options.keep}
+    for key in new:
+        if key in rest:
+            raise ContractError(
+                f"there is already a result {key!r}", hint="give the new one another name: to"
+            )
     return {**rest, **new}
 
 

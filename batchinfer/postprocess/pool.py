@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from batchinfer.data import TensorSpec
-from batchinfer.errors import ContractError
+from batchinfer.errors import ContractError, DataError
 from batchinfer.postprocess.naming import StepOptions, float32, given, sequence_spec, taken, vector_spec
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ class MeanPool:
         return given(self._options, specs, name, {self._to: TensorSpec(self._to, "float32", (None, size))})
 
     def apply(self, results: Mapping[str, Column], inputs: Tensors) -> Mapping[str, Column]:
-        """Pool. Raises ContractError where the model has no such mask among its inputs."""
+        """Pool. Raises ContractError where the model has no such mask among its inputs, DataError where the
+        mask is not one per token."""
         name, column = taken(self._options, results)
         if self._options.mask not in inputs:
             raise ContractError(
@@ -54,11 +55,28 @@ class MeanPool:
             )
         mask = np.asarray(inputs[self._options.mask], np.float32)
         tokens = np.asarray(column, np.float32)
-        # One matrix product per row, instead of a masked copy of all tokens.
-        total = np.matmul(mask[:, None, :], tokens)[:, 0, :]
-        mean = total / np.maximum(mask.sum(axis=1, keepdims=True), _MASK_EPSILON)
+        if mask.shape != tokens.shape[:2]:
+            raise DataError(
+                f"mean_pool got {name!r} of shape {tokens.shape} and {self._options.mask!r} of shape "
+                f"{mask.shape}: they must agree in rows and tokens"
+            )
+        mean = _masked_mean(tokens, mask)
         pooled = _unit(mean) if self._options.normalize else mean
         return given(self._options, results, name, {self._to: pooled})
+
+
+def _masked_mean(tokens: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the mean over tokens whose mask is not zero, float32[rows, features]."""
+    weights = np.maximum(mask.sum(axis=1, keepdims=True), _MASK_EPSILON)
+    # One matrix product per row, instead of a masked copy of all tokens.
+    with np.errstate(invalid="ignore"):
+        total = np.matmul(mask[:, None, :], tokens)[:, 0, :]
+    # Some models leave NaN or infinity at padding, and 0 * NaN is NaN: such rows are added up without it.
+    for row in np.flatnonzero(~np.isfinite(total).all(axis=1)):
+        real = mask[row] != 0
+        total[row] = mask[row, real] @ tokens[row, real]
+    mean: np.ndarray[Any, Any] = total / weights
+    return mean
 
 
 class ClsPoolOptions(StepOptions):

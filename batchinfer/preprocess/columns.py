@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,14 @@ from batchinfer.errors import ContractError
 from batchinfer.options import Field, Options
 from batchinfer.preprocess.appending import with_column, with_field
 
+Values: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+"""Numbers of shape (rows,) or (rows, width)."""
+
+Flags: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+"""One flag per number."""
+
+_VECTOR = 2
+
 Dtype = Literal["bool", "int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64"]
 
 
@@ -21,13 +29,15 @@ class ColumnsOptions(Options):
     """Columns as tensors."""
 
     columns: tuple[str, ...] = Field(min_length=1)
-    """Numeric, boolean or fixed-size-list columns, in the order of the features."""
+    """Columns of numbers (booleans count as 0 and 1, decimals as doubles) or of fixed-size lists of them, in
+    the order of the features."""
 
     to: str | None = None
     """Stack them into one column of this name, a vector per row. Otherwise each is cast in its place."""
 
     dtype: Dtype | None = None
-    """Number type of the result; by default that of the columns."""
+    """Number type of the result; by default that of the columns. A row with a number that it cannot hold
+    fails: out of range, or not whole where whole numbers are asked for."""
 
     nulls: Literal["error", "zero", "nan"] = "error"
     """A row with a null fails (error), or the null counts as 0 or NaN."""
@@ -61,83 +71,124 @@ class Columns:
             raise ContractError(
                 f"columns of types {' and '.join(dtypes)} cannot be stacked", hint="set a dtype for them all"
             )
-        width = sum(width or 1 for width, _ in specs)
+        width = sum(1 if width is None else width for width, _ in specs)
         stacked = pa.list_(tensors.parse_type(dtypes[0]), width)
         return with_field(schema, pa.field(self._options.to, stacked))
 
     def encode(self, rows: pa.RecordBatch) -> Encoded:
         """Cast or stack. A row with a null, or with a number that does not fit, fails."""
         failed: dict[int, Failure] = {}
-        arrays = {name: self._dense(name, rows, failed) for name in self._options.columns}
+        arrays = [self._dense(name, rows[name], failed) for name in self._options.columns]
         if self._options.to is None:
-            for name, values in arrays.items():
-                at = rows.schema.get_field_index(name)
-                rows = rows.set_column(at, name, _as_column(values))
+            for name, values in zip(self._options.columns, arrays, strict=True):
+                rows = with_column(rows, pa.field(name, _type_of(values)), _as_column(values))
             return Encoded(rows, failed)
-        flat = [values.reshape(len(values), -1) for values in arrays.values()]
+        flat = [values[:, None] if values.ndim == 1 else values for values in arrays]
         stacked = flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
-        column = pa.FixedSizeListArray.from_arrays(
-            pa.array(np.ascontiguousarray(stacked).reshape(-1)), stacked.shape[1]
+        return Encoded(
+            with_column(rows, pa.field(self._options.to, _type_of(stacked)), _as_column(stacked)), failed
         )
-        return Encoded(with_column(rows, pa.field(self._options.to, column.type), column), failed)
 
     def _spec(self, field: pa.Field) -> tuple[int | None, str]:
         """Return the width (None for a scalar) and dtype of a column after the cast."""
-        spec = tensors.spec_of(field.name, field.type)
+        spec = tensors.spec_of(field.name, _number_type(field.type))
         fits = spec.dtype in tensors.NUMERIC and None not in spec.shape[1:]
-        if not fits or len(spec.shape) > 2:  # noqa: PLR2004 - rows and one axis
-            way = "cast it to a number by a python step, or leave it out"
-            if pa.types.is_temporal(field.type):
-                way = "turn it into a number (a year, an hour) by a python step"
+        if not fits or len(spec.shape) > _VECTOR:
             raise ContractError(
                 f"column {field.name!r} has type {tensors.format_type(field.type)}, which is no number",
-                hint=way,
+                hint=_way_out(field.type),
             )
-        width = spec.shape[1] if len(spec.shape) == 2 else None  # noqa: PLR2004 - see above
+        width = spec.shape[1] if len(spec.shape) == _VECTOR else None
         return width, self._options.dtype or spec.dtype
 
-    def _dense(
-        self, name: str, rows: pa.RecordBatch, failed: dict[int, Failure]
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-        """Return a column as an ndarray without nulls, of the wanted dtype."""
-        column = rows[name]
-        dtype = np.dtype(self._options.dtype or tensors.spec_of(name, column.type).dtype)
-        nulls = tensors.null_rows(column)
-        if len(nulls):
-            column = _filled(column)
-            if self._options.nulls == "error":
-                failure = Failure(ErrorCode.SCHEMA, f"column {name!r} is null")
-                failed.update(dict.fromkeys(nulls.tolist(), failure))
-        values = tensors.to_numpy(column)
+    def _dense(self, name: str, column: pa.Array, failed: dict[int, Failure]) -> Values:
+        """Return a column as an ndarray without nulls, of the wanted dtype; a row keeps its first failure."""
+        values, nulls = _without_nulls(_numbers(column))
+        dtype = np.dtype(self._options.dtype or values.dtype)
+        if nulls is not None and self._options.nulls == "error":
+            _fail(failed, nulls, f"column {name!r} is null")
         with np.errstate(all="ignore"):
             cast = values.astype(dtype, copy=False)
-        if np.issubdtype(dtype, np.integer) and not np.can_cast(values.dtype, dtype):
-            same = (cast.astype(values.dtype) == values).reshape(len(values), -1).all(axis=1)
-            failure = Failure(ErrorCode.SCHEMA, f"column {name!r} holds a number that does not fit {dtype}")
-            failed.update(dict.fromkeys(np.flatnonzero(~same).tolist(), failure))
-        if len(nulls) and self._options.nulls == "nan":
+        if not np.can_cast(values.dtype, dtype):
+            _fail(failed, _misfits(values, cast), f"column {name!r} holds a number that does not fit {dtype}")
+        if nulls is not None and self._options.nulls == "nan":
             cast = cast.copy()
             cast[nulls] = np.nan
         return cast
 
 
-def _filled(column: pa.Array) -> pa.Array:
-    """Put zeros where nulls are, so that the column is dense."""
-    if not pa.types.is_fixed_size_list(column.type):
-        return pc.fill_null(column, pa.scalar(0).cast(column.type))
-    if column.null_count:
-        zeros = pa.array([[0] * column.type.list_size], column.type)
-        column = pc.if_else(column.is_valid(), column, zeros[0])
-    inner = pc.fill_null(column.flatten(), pa.scalar(0).cast(column.type.value_type))
-    return pa.FixedSizeListArray.from_arrays(inner, column.type.list_size)
+def _number_type(type_: pa.DataType) -> pa.DataType:
+    """Return the type whose numbers a column is taken as: decimals are doubles."""
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
+    return pa.float64() if pa.types.is_decimal(type_) else type_
 
 
-def _as_column(values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> pa.Array:
-    if values.ndim == 1:
-        return pa.array(np.ascontiguousarray(values))
-    return pa.FixedSizeListArray.from_arrays(
-        pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1]
-    )
+def _numbers(column: pa.Array) -> pa.Array:
+    """Return the column as numbers, or as fixed-size lists of them."""
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column
+
+
+def _without_nulls(column: pa.Array) -> tuple[Values, Flags | None]:
+    """Return values, zero where null, and which of them are null (None: none is), both of one shape."""
+    if not len(tensors.null_rows(column)):
+        return tensors.to_numpy(column), None
+    missing = column.is_null().to_numpy(zero_copy_only=False)
+    inner = column
+    shape: tuple[int, ...] = (len(column),)
+    if pa.types.is_fixed_size_list(column.type):
+        size = column.type.list_size
+        inner, shape = column.values.slice(column.offset * size, len(column) * size), (len(column), size)
+        missing = missing[:, None] | inner.is_null().to_numpy(zero_copy_only=False).reshape(shape)
+    values = pc.fill_null(inner, pa.scalar(0).cast(inner.type)).to_numpy(zero_copy_only=False).reshape(shape)
+    # What lies below a null list is anything.
+    return np.where(missing, values.dtype.type(0), values), missing
+
+
+def _misfits(values: Values, cast: Values) -> Flags:
+    """Return which numbers are others after a cast: cut, wrapped around, or infinite."""
+    if cast.dtype.kind == "f":
+        grown: Flags = np.isinf(cast) & ~np.isinf(values)
+        return grown
+    low, high = (0, 1) if cast.dtype.kind == "b" else (np.iinfo(cast.dtype).min, np.iinfo(cast.dtype).max)
+    if values.dtype.kind in "iub":
+        outside: Flags = (values < low) | (values > high)
+        return outside
+    # Doubles hold both bounds exactly: the upper one is a power of two, and excluded.
+    wide = values.astype(np.float64, copy=False)
+    fits: Flags = (wide >= low) & (wide < float(high + 1)) & (wide == np.trunc(wide))
+    return ~fits
+
+
+def _fail(failed: dict[int, Failure], bad: Flags, message: str) -> None:
+    """Fail the rows of which any number is bad."""
+    rows = bad if bad.ndim == 1 else bad.any(axis=1)
+    failure = Failure(ErrorCode.SCHEMA, message)
+    for row in np.flatnonzero(rows).tolist():
+        failed.setdefault(row, failure)
+
+
+def _way_out(type_: pa.DataType) -> str:
+    if pa.types.is_temporal(type_):
+        return "turn it into a number (a year, an hour) by a python step"
+    if pa.types.is_nested(type_):
+        return (
+            "store vectors as fixed-size lists; a list of varying length can feed the model as it is, padded"
+        )
+    return "cast it to a number by a python step, or leave it out"
+
+
+def _type_of(values: Values) -> pa.DataType:
+    return _column_type(values.shape[1] if values.ndim == _VECTOR else None, values.dtype.name)
+
+
+def _as_column(values: Values) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
 def _column_type(width: int | None, dtype: str) -> pa.DataType:

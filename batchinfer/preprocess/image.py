@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-from typing import Any, ClassVar, Literal
+import re
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from batchinfer.config.sections import StorageOptions
 from batchinfer.data import Encoded, ErrorCode, Failure
-from batchinfer.errors import BatchinferError, ContractError
-from batchinfer.options import Field, JobPath, Options
+from batchinfer.errors import AccessError, BatchinferError, ContractError, LocalDiskError, UnavailableError
+from batchinfer.options import Field, JobPath, Options, neutral
 from batchinfer.preprocess.appending import with_column, with_field
+from batchinfer.preprocess.image_bytes import UnreadableImage, decode, refuse_size
+from batchinfer.preprocess.row_values import python_values
+from batchinfer.storage import open_store
 
-_FORMATS = ("JPEG", "PNG", "WEBP")
-_MODES_WITH_ALPHA = {"RGBA", "LA", "PA"}
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+    from batchinfer.storage.door import Store
+
+Side = Annotated[int, Field(ge=1)]
+Divisor = Annotated[float, Field(gt=0)]
+
+_URL = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*://[^/]*)/")
 
 
 class ImageOptions(Options):
@@ -25,15 +35,18 @@ class ImageOptions(Options):
     """Image bytes, or paths (text): local, or URLs that a store serves."""
 
     root: JobPath | None = None
-    """Folder or URL that relative paths in the column start from."""
+    """Folder or URL that relative paths in the column start from; without it, they fail their rows."""
 
-    size: int | tuple[int, int] = 224
+    storage_options: StorageOptions = neutral(dict, repr=False)
+    """For paths: what the store's client needs (endpoint_url, region, key, secret); from `${env:NAME}`."""
+
+    size: Side | tuple[Side, Side] = 224
     """Side of the result in pixels, or [height, width]."""
 
     resize: Literal["shortest", "stretch", "none"] = "shortest"
     """Scale so that the shortest side is `resize_to`; or straight to `size`; or not at all."""
 
-    resize_to: int | None = None
+    resize_to: Side | None = None
     """Length of the shortest side before the crop; by default the larger side of `size`."""
 
     crop: Literal["center", "none"] = "center"
@@ -51,7 +64,7 @@ class ImageOptions(Options):
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Subtracted per channel, red first."""
 
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    std: tuple[Divisor, Divisor, Divisor] = (1.0, 1.0, 1.0)
     """Divisor per channel, red first."""
 
     layout: Literal["chw", "hwc"] = "chw"
@@ -61,12 +74,12 @@ class ImageOptions(Options):
     """Name of the column to add."""
 
     max_pixels: int = Field(default=89_478_485, ge=1)
-    """Larger images fail before they are decoded."""
+    """Larger images fail before they are decoded, and so do those that scaling would make larger."""
 
 
 class Image:
-    """Decodes with Pillow, which needs no GIL while it decodes. RGB; transparency lies on black;
-    EXIF orientation is applied."""
+    """Decodes with Pillow, which needs no GIL while it decodes. RGB; transparency lies on black; EXIF
+    orientation is applied; of moving images the first frame, of 16-bit grey the high byte."""
 
     Options = ImageOptions
     shorthand: ClassVar[str] = "column"
@@ -77,6 +90,9 @@ class Image:
         self._size = (size, size) if isinstance(size, int) else size
         height, width = self._size
         self._shape = (3, height, width) if options.layout == "chw" else (height, width, 3)
+        self._mean = np.asarray(options.mean, np.float32)
+        self._std = np.asarray(options.std, np.float32)
+        self._stores: dict[str, Store] = {}
 
     def input_columns(self) -> frozenset[str]:
         """The image column."""
@@ -95,14 +111,20 @@ class Image:
         return with_field(schema, self._field)
 
     def encode(self, rows: pa.RecordBatch) -> Encoded:
-        """Decode each image straight into its place of the batch. One that cannot be decoded fails."""
-        dtype = np.dtype(self._options.dtype)
-        pixels = np.zeros((rows.num_rows, *self._shape), dtype)
-        failed: dict[int, Failure] = {}
-        for row, value in enumerate(rows[self._options.column]):
+        """Decode each image straight into its place of the batch. One that cannot be decoded fails.
+
+        Raises UnavailableError, AccessError or LocalDiskError where the store of a path gives out: that
+        is no fault of the row.
+        """
+        pixels = np.zeros((rows.num_rows, *self._shape), self._options.dtype)
+        values, unread = python_values(self._options.column, rows[self._options.column])
+        failed: dict[int, Failure] = dict(unread)
+        for row, value in enumerate(values):
+            if row in unread:
+                continue
             try:
-                pixels[row] = self._pixels(value.as_py())
-            except _UnreadableError as error:
+                pixels[row] = self._pixels(value)
+            except UnreadableImage as error:
                 failed[row] = Failure(ErrorCode.DECODE, str(error))
         storage = pa.FixedSizeListArray.from_arrays(pa.array(pixels.reshape(-1)), int(np.prod(self._shape)))
         column = pa.ExtensionArray.from_storage(self._field.type, storage)
@@ -116,93 +138,60 @@ class Image:
     def _pixels(self, value: bytes | str | None) -> np.ndarray[Any, Any]:
         """Return one image as an array of the wanted shape and dtype."""
         if value is None:
-            raise _UnreadableError("the image is null")
-        image = self._resized(_decode(self._read(value), self._options.max_pixels))
-        array = np.asarray(image)
+            raise UnreadableImage("the image is null")
+        data = value if isinstance(value, bytes) else self._read(value)
+        array = np.asarray(self._cropped(self._resized(decode(data, max_pixels=self._options.max_pixels))))
         if self._options.dtype == "float32":
-            mean = np.asarray(self._options.mean, np.float32)
-            std = np.asarray(self._options.std, np.float32)
-            array = (array * np.float32(self._options.scale) - mean) / std
+            array = (array * np.float32(self._options.scale) - self._mean) / self._std
         return array.transpose(2, 0, 1) if self._options.layout == "chw" else array
 
-    def _read(self, value: bytes | str) -> bytes:
-        if isinstance(value, bytes):
-            return value
-        from batchinfer.storage import open_store
-
-        root = self._options.root
-        whole = (
-            value
-            if root is None or "://" in value or value.startswith("/")
-            else f"{root.rstrip('/')}/{value}"
-        )
+    def _read(self, path: str) -> bytes:
+        """Read a file, from the store of its scheme and bucket, which is opened once."""
+        if not (path.startswith("/") or _URL.match(path)):
+            if self._options.root is None:
+                raise UnreadableImage("the path is relative, and image.root does not say to what")
+            path = f"{self._options.root.rstrip('/')}/{path}"
+        found = _URL.match(path)
+        bucket = found.group(1) if found else "/"
         try:
-            return open_store(whole, {}).read(whole)
+            if bucket not in self._stores:
+                self._stores[bucket] = open_store(path, self._options.storage_options)
+            return self._stores[bucket].read(path)
+        except (AccessError, UnavailableError, LocalDiskError):
+            raise
         except BatchinferError as error:
-            raise _UnreadableError(f"the file cannot be read: {error.message}") from error
+            raise UnreadableImage(f"the file cannot be read: {error.message}") from error
+        except (TypeError, ValueError) as error:
+            # What a store's client makes of a URL that it cannot take apart.
+            raise UnreadableImage("the file cannot be read: no store serves such a URL") from error
 
-    def _resized(self, image: Any) -> Any:
-        from PIL import Image as Pillow
+    def _resized(self, image: Picture) -> Picture:
+        from PIL.Image import Resampling
 
-        methods = {
-            "bilinear": Pillow.Resampling.BILINEAR,
-            "bicubic": Pillow.Resampling.BICUBIC,
-            "nearest": Pillow.Resampling.NEAREST,
-        }
-        method = methods[self._options.interpolation]
+        if self._options.resize == "none":
+            return image
         height, width = self._size
-        if self._options.resize == "stretch":
-            image = image.resize((width, height), method)
-        elif self._options.resize == "shortest":
+        if self._options.resize == "shortest":
             side = self._options.resize_to or max(height, width)
             # Rounded down on the longer side, as torchvision does.
-            short, long = min(image.size), max(image.size)
-            other = max(int(side * long / short), 1)
-            image = image.resize((side, other) if image.width <= image.height else (other, side), method)
-        if self._options.crop == "center" and image.size != (width, height):
-            left = round((image.width - width) / 2)
-            top = round((image.height - height) / 2)
+            other = int(side * max(image.size) / min(image.size))
+            width, height = (side, other) if image.width <= image.height else (other, side)
+        # A thin line of an image is small, and its scaled copy is not.
+        refuse_size("would be scaled to", width, height, self._options.max_pixels)
+        return image.resize((width, height), Resampling[self._options.interpolation.upper()])
+
+    def _cropped(self, image: Picture) -> Picture:
+        height, width = self._size
+        if self._options.crop == "center":
+            left, top = _margin(image.width, width), _margin(image.height, height)
             image = image.crop((left, top, left + width, top + height))
         if image.size != (width, height):
-            raise _UnreadableError(
+            raise UnreadableImage(
                 f"the image is {image.width}x{image.height} after resizing, not {width}x{height}"
             )
         return image
 
 
-class _UnreadableError(Exception):
-    """One image cannot be used; the message says why."""
-
-
-def _refuse_bomb(image: Any, max_pixels: int) -> None:
-    """Look at the claimed size, before anything is decoded."""
-    if image.width * image.height > max_pixels:
-        raise _UnreadableError(
-            f"the image claims {image.width}x{image.height} pixels, above max_pixels {max_pixels}"
-        )
-
-
-def _decode(data: bytes, max_pixels: int) -> Any:
-    """Open, check and decode an image to upright RGB. Raises _UnreadableError."""
-    from PIL import Image as Pillow
-    from PIL import ImageOps, UnidentifiedImageError
-
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of odd metadata, which is no news, and has a limit of its own: ours is below.
-            warnings.simplefilter("ignore")
-            Pillow.MAX_IMAGE_PIXELS = None
-            image = Pillow.open(io.BytesIO(data), formats=_FORMATS)
-            _refuse_bomb(image, max_pixels)
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode in _MODES_WITH_ALPHA or "transparency" in upright.info:
-                black = Pillow.new("RGBA", upright.size, (0, 0, 0, 255))
-                return Pillow.alpha_composite(black, upright.convert("RGBA")).convert("RGB")
-            return upright.convert("RGB")
-    except _UnreadableError:
-        raise
-    except UnidentifiedImageError:
-        raise _UnreadableError(f"not a JPEG, PNG or WebP image ({len(data)} bytes)") from None
-    except Exception as error:
-        # Decoders raise nearly anything on damaged files.
-        raise _UnreadableError(f"the image is damaged: {error}") from error
+def _margin(given: int, wanted: int) -> int:
+    """Return where the middle begins; below zero where black is added. Rounded as torchvision does."""
+    return -((wanted - given) // 2) if given < wanted else round((given - wanted) / 2)

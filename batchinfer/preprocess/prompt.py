@@ -12,6 +12,9 @@ from batchinfer.data import Encoded, ErrorCode, Failure
 from batchinfer.errors import ContractError
 from batchinfer.options import ContentPath, Field, Options, model_validator
 from batchinfer.preprocess.appending import with_column, with_field
+from batchinfer.preprocess.row_values import python_values
+
+_REASON_CHARS = 200
 
 
 class PromptOptions(Options):
@@ -27,7 +30,7 @@ class PromptOptions(Options):
     """Name of the column to add."""
 
     max_chars: int = Field(default=1_000_000, ge=1)
-    """A row whose text grows longer fails."""
+    """A row whose text grows longer fails, as soon as it does."""
 
     @model_validator(mode="after")
     def _one(self) -> PromptOptions:
@@ -50,29 +53,56 @@ class Prompt:
         return self._compiled[1]
 
     def output_schema(self, schema: pa.Schema) -> pa.Schema:
-        """Add the text column."""
-        return with_field(schema, pa.field(self._options.to, pa.string()))
+        """Add the text column. Raises ContractError for bytes, which a template would show as Python does."""
+        for name in sorted(self._compiled[1]):
+            type_ = schema.field(name).type
+            if pa.types.is_binary(type_) or pa.types.is_large_binary(type_):
+                raise ContractError(
+                    f"column {name!r} has type {type_}, and a template takes no bytes",
+                    hint="decode the bytes by a python step",
+                )
+        return with_field(schema, self._field)
 
     def encode(self, rows: pa.RecordBatch) -> Encoded:
-        """Render the template for each row; a null is None in it."""
+        """Render the template for each row; a null is None in it. What fails in one row costs that row."""
         template, names = self._compiled
-        texts: list[str | None] = []
         failed: dict[int, Failure] = {}
-        for row, values in enumerate(rows.select(sorted(names)).to_pylist()) if names else _empty(rows):
-            try:
-                text = template.render(values)
-            except Exception as error:  # noqa: BLE001 - a template can raise anything
-                failed[row] = Failure(ErrorCode.USER, f"the template failed: {type(error).__name__}: {error}")
-                text = None
-            if text is not None and len(text) > self._options.max_chars:
-                limit = self._options.max_chars
-                failed[row] = Failure(
-                    ErrorCode.USER, f"the text has {len(text)} characters, max_chars is {limit}"
-                )
-                text = None
+        columns = {}
+        for name in sorted(names):
+            columns[name], unread = python_values(name, _in_microseconds(rows[name]))
+            failed.update(unread)
+        texts: list[str | None] = []
+        for row in range(rows.num_rows):
+            text = None
+            if row not in failed:
+                text = self._rendered(template, {name: values[row] for name, values in columns.items()})
+            if isinstance(text, Failure):
+                failed[row], text = text, None
             texts.append(text)
-        field = pa.field(self._options.to, pa.string())
-        return Encoded(with_column(rows, field, pa.array(texts, pa.string())), failed)
+        return Encoded(with_column(rows, self._field, pa.array(texts, pa.string())), failed)
+
+    @property
+    def _field(self) -> pa.Field:
+        return pa.field(self._options.to, pa.string())
+
+    def _rendered(self, template: Any, values: dict[str, Any]) -> str | Failure:
+        """Return the text of one row, or why there is none."""
+        limit = self._options.max_chars
+        pieces: list[str] = []
+        length = 0
+        try:
+            # Piece by piece: a loop that runs away is stopped at the limit, not at the end of memory.
+            for piece in template.generate(values):
+                pieces.append(piece)
+                length += len(piece)
+                if length > limit:
+                    return Failure(ErrorCode.USER, f"the text is longer than max_chars, which is {limit}")
+            text = "".join(pieces)
+            text.encode()
+        except Exception as error:  # noqa: BLE001 - a template can raise anything
+            why = f"{type(error).__name__}: {error}"[:_REASON_CHARS]
+            return Failure(ErrorCode.USER, f"the template failed: {why}")
+        return text
 
     @functools.cached_property
     def _compiled(self) -> tuple[Any, frozenset[str]]:
@@ -81,12 +111,20 @@ class Prompt:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+        # The same row gives the same text: no chance in it.
+        del environment.globals["lipsum"], environment.filters["random"]
         where = self._options.template_file
         try:
             text = self._options.template if where is None else Path(where).read_text(encoding="utf-8")
             assert text is not None
-            names = frozenset(meta.find_undeclared_variables(environment.parse(text)))
-            return environment.from_string(text), names
+            tree = environment.parse(text)
+            if others := sorted(map(str, meta.find_referenced_templates(tree))):
+                raise ContractError(
+                    f"the template asks for another one, {others[0]!r}, and there is only this one",
+                    where=where,
+                    hint="write it out in place of the include, import or extends",
+                )
+            return environment.from_string(text), frozenset(meta.find_undeclared_variables(tree))
         except jinja2.TemplateSyntaxError as error:
             raise ContractError(
                 f"the template is wrong in line {error.lineno}: {error.message}", where=where
@@ -95,5 +133,12 @@ class Prompt:
             raise ContractError(f"the template cannot be read: {error}", where=where) from error
 
 
-def _empty(rows: pa.RecordBatch) -> Any:
-    return enumerate([{}] * rows.num_rows)
+def _in_microseconds(column: pa.Array) -> pa.Array:
+    """Cut nanoseconds off: Python's times have none, and what shows them depends on what is installed."""
+    unit = getattr(column.type, "unit", None)
+    if unit != "ns" or pa.types.is_dictionary(column.type):
+        return column
+    if pa.types.is_timestamp(column.type):
+        return column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    shorter = pa.duration("us") if pa.types.is_duration(column.type) else pa.time64("us")
+    return column.cast(shorter, safe=False)

@@ -14,6 +14,9 @@ from batchinfer.data import Encoded, ErrorCode, Failure
 from batchinfer.errors import ContractError
 from batchinfer.options import ContentPath, Field, Options
 from batchinfer.preprocess.appending import with_column, with_field
+from batchinfer.preprocess.row_values import python_values
+
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 Part = Literal["input_ids", "attention_mask", "token_type_ids"]
 
@@ -42,7 +45,7 @@ class TokenizeOptions(Options):
     nulls: Literal["error", "empty"] = "error"
     """A row without text fails (error), or counts as an empty text."""
 
-    outputs: tuple[Part, ...] = ("input_ids", "attention_mask", "token_type_ids")
+    outputs: tuple[Part, ...] = Field(default=("input_ids", "attention_mask", "token_type_ids"), min_length=1)
     """Columns to add, each list<int64>."""
 
 
@@ -64,25 +67,17 @@ class Tokenize:
         for name in self._texts:
             type_ = schema.field(name).type
             value = type_.value_type if pa.types.is_dictionary(type_) else type_
-            if not (pa.types.is_string(value) or pa.types.is_large_string(value)):
-                raise ContractError(
-                    f"column {name!r} has type {type_}, not string", hint="cast it to text by a prompt step"
-                )
+            if not any(is_text(value) for is_text in _TEXTS):
+                raise ContractError(f"column {name!r} has type {type_}, not string", hint=_way_out(value))
         for name in self._options.outputs:
             schema = with_field(schema, self._field(name))
         return schema
 
     def encode(self, rows: pa.RecordBatch) -> Encoded:
-        """Tokenize texts. A row whose text is null fails, unless nulls count as empty."""
-        texts = [_strings(rows[name]) for name in self._texts]
+        """Tokenize texts. A row whose text is null fails, unless nulls count as empty; so does one whose
+        text is no UTF-8."""
         failed: dict[int, Failure] = {}
-        if self._options.nulls == "error":
-            for name, values in zip(self._texts, texts, strict=True):
-                for row, value in enumerate(values):
-                    if value is None:
-                        message = f"column {name!r} is null (set nulls: empty to take it as an empty text)"
-                        failed.setdefault(row, Failure(ErrorCode.SCHEMA, message))
-        plain = [[value or "" for value in values] for values in texts]
+        plain = [self._filled(name, rows[name], failed) for name in self._texts]
         inputs: list[Any] = plain[0] if len(plain) == 1 else list(zip(*plain, strict=True))
         encodings = self._tokenizer.encode_batch_fast(
             inputs, add_special_tokens=self._options.add_special_tokens
@@ -100,6 +95,17 @@ class Tokenize:
         pair = self._options.pair_column
         return (self._options.column,) if pair is None else (self._options.column, pair)
 
+    def _filled(self, name: str, column: pa.Array, failed: dict[int, Failure]) -> list[str]:
+        """Return texts, empty where a row has none."""
+        values, unread = python_values(name, column)
+        failed.update(unread)
+        if self._options.nulls == "error" and column.null_count:
+            message = f"column {name!r} is null (set nulls: empty to take it as an empty text)"
+            for row, value in enumerate(values):
+                if value is None:
+                    failed.setdefault(row, Failure(ErrorCode.SCHEMA, message))
+        return [value or "" for value in values]
+
     def _values(self, name: Part, encodings: list[Any], num_tokens: int) -> np.ndarray[Any, Any]:
         if name == "attention_mask":
             return np.ones(num_tokens, np.int64)
@@ -111,6 +117,18 @@ class Tokenize:
         """Return the column's field; its metadata tell the loader what to pad with."""
         pad = str(self._pad_id) if name == "input_ids" else "0"
         return pa.field(name, pa.list_(pa.int64()), metadata={"pad": pad})
+
+    def _check_room(self, tokenizer: Any) -> None:
+        """Refuse a length that special tokens fill: the library would leave texts empty, or uncut."""
+        if not self._options.add_special_tokens:
+            return
+        added = tokenizer.num_special_tokens_to_add(self._options.pair_column is not None)
+        if self._options.max_length <= added:
+            raise ContractError(
+                f"max_length is {self._options.max_length}, and the tokenizer adds {added} special tokens: "
+                "no room is left for text",
+                hint=f"set max_length above {added}, or add_special_tokens: false",
+            )
 
     @functools.cached_property
     def _pad_id(self) -> int:
@@ -125,20 +143,34 @@ class Tokenize:
         """Load the tokenizer, without the padding and truncation that its file may ask for."""
         import tokenizers
 
-        path = Path(self._options.tokenizer)
-        if not path.is_file():
-            raise ContractError(
-                f"there is no tokenizer at {path}", hint="a model's folder usually holds a tokenizer.json"
-            )
+        path = self._options.tokenizer
+        if not Path(path).is_file():
+            raise ContractError(f"there is no tokenizer at {path}", hint=_where_else(path))
         try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            tokenizer = tokenizers.Tokenizer.from_file(path)
         except Exception as error:
-            raise ContractError(f"not a tokenizer.json: {error}", where=str(path)) from error
+            raise ContractError(f"not a tokenizer.json: {error}", where=path) from error
+        self._check_room(tokenizer)
         padding = tokenizer.padding
         pad_id = int(padding["pad_id"]) if padding else _pad_token(tokenizer)
         tokenizer.no_padding()
         tokenizer.enable_truncation(self._options.max_length, direction=self._options.truncation_side)
         return tokenizer, pad_id
+
+
+def _way_out(type_: pa.DataType) -> str:
+    if pa.types.is_binary(type_) or pa.types.is_large_binary(type_):
+        return "decode the bytes by a python step"
+    return "make it text by a prompt step"
+
+
+def _where_else(path: str) -> str:
+    """Say where a tokenizer may be, given where there is none."""
+    if "://" in path:
+        return "a tokenizer is a local file: copy it beside the job file"
+    if (Path(path) / "tokenizer.json").is_file():
+        return f"that is a folder; its tokenizer is {Path(path) / 'tokenizer.json'}"
+    return "a model's folder usually holds a tokenizer.json; AutoTokenizer(...).save_pretrained writes one"
 
 
 def _pad_token(tokenizer: Any) -> int:
@@ -148,9 +180,3 @@ def _pad_token(tokenizer: Any) -> int:
         if found is not None:
             return int(found)
     return 0
-
-
-def _strings(column: pa.Array) -> list[str | None]:
-    plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-    values: list[str | None] = plain.to_pylist()
-    return values

@@ -100,4 +100,5 @@ def _window_policy(job: Job, contract: Contract, *, size: int) -> WindowPolicy:
     if contract.ragged:
         return WindowPolicy(job.batching.window_rows, 2 * _WINDOW_BYTES)
     rows = min(job.batching.window_rows, _WINDOW_BYTES // contract.row_bytes)
-    return WindowPolicy(max(rows // size, 1) * size, sys.maxsize)
+    # Carried columns count as well: they end a window early only where their rows are huge.
+    return WindowPolicy(max(rows // size, 1) * size, 8 * _WINDOW_BYTES)

@@ -39,7 +39,7 @@ class ParquetSink:
         out = pa.BufferOutputStream()
         try:
             pq.write_table(
-                keyed.combine_chunks(),
+                keyed,
                 out,
                 row_group_size=self._options.row_group_rows,
                 compression=self._options.compression,

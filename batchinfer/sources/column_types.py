@@ -17,6 +17,8 @@ def plain(type_: pa.DataType) -> pa.DataType:
     """Return the type of the values where a type only says how they are stored."""
     if pa.types.is_dictionary(type_) or pa.types.is_run_end_encoded(type_):
         return plain(type_.value_type)
+    if pa.types.is_list(type_) and plain(type_.value_type) != type_.value_type:
+        return pa.list_(plain(type_.value_type))
     if type_ == pa.string_view():
         return pa.string()
     return pa.binary() if type_ == pa.binary_view() else type_

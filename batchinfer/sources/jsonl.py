@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import io
 import json
@@ -19,21 +20,12 @@ from batchinfer.sources.drift import INFERRED
 from batchinfer.sources.listing import Inputs
 from batchinfer.sources.options import TextOptions
 from batchinfer.sources.select import Selection
-from batchinfer.sources.text_blocks import (
-    BadRecordError,
-    Dialect,
-    first_bad,
-    named,
-    open_text,
-    read_blocks,
-    scan,
-)
+from batchinfer.sources.text_blocks import Dialect, first_bad, scan
+from batchinfer.sources.text_streams import BadRecordError, Streams, named, read_head
 
 _SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".ndjson.gz", ".ndjson.zst")
 _SAMPLE_BYTES = 4 * 1024 * 1024
 _LINES = Dialect(blank=b" \t\r\n")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _VALUE = re.compile(r",? couldn't parse:.*", re.DOTALL)
 
 
@@ -50,6 +42,7 @@ class JsonlSource:
 
     def __init__(self, options: JsonlOptions) -> None:
         self._inputs = Inputs(options, _SUFFIXES)
+        self._streams = Streams()
         self._types = {name: tensors.parse_type(text) for name, text in options.types.items()}
         self.selection = Selection(options)
 
@@ -61,10 +54,11 @@ class JsonlSource:
         """Count the lines of a file, and guess its types from the first 4 MiB."""
         store = self._inputs.store(entry.uri)
         with named(entry.uri, "JSON Lines"):
-            with open_text(store, entry.uri, version=entry.version) as stream:
-                sample = stream.read(_SAMPLE_BYTES)
-            start = len(_BYTE_ORDER_MARK) if sample.startswith(_BYTE_ORDER_MARK) else 0
+            sample = read_head(store, entry.uri, version=entry.version, size=_SAMPLE_BYTES)
+            start = len(codecs.BOM_UTF8) if sample.startswith(codecs.BOM_UTF8) else 0
             blocks = scan(store, entry.uri, version=entry.version, start=start, dialect=_LINES)
+        if len(sample) == _SAMPLE_BYTES:
+            sample = sample[: sample.rfind(b"\n") + 1]
         shard = self._inputs.shard(entry, index=index, blocks=blocks)
         return shard, self._infer(sample[start:], entry.uri)
 
@@ -79,17 +73,14 @@ class JsonlSource:
         store = self._inputs.store(unit.shard.uri)
         with named(unit.shard.uri, "JSON Lines"):
             parse = functools.partial(_parse, schema=wanted)
-            pieces = read_blocks(store, unit, parse, batch_rows=batch_rows)
+            pieces = self._streams.read_blocks(store, unit, parse, batch_rows=batch_rows)
             yield from self.selection.chunks(unit, pieces, schema=schema, columns=columns)
 
     def _infer(self, sample: bytes, uri: str) -> pa.Schema:
-        if sample.startswith(_UTF16):
-            raise DataError("the file is UTF-16", where=uri, hint="convert it to UTF-8")
-        whole = sample if len(sample) < _SAMPLE_BYTES else sample[: sample.rfind(b"\n") + 1]
         found = pa.schema([])
-        if whole.strip():
+        if sample.strip():
             try:
-                found = _parse(whole, schema=None).schema
+                found = _parse(sample, schema=None).schema
             except BadRecordError as bad:
                 raise DataError(bad.problem, where=f"{uri}:{bad.line + 1}", hint=bad.hint) from bad
         types = {field.name: field.type for field in found} | self._types
@@ -161,7 +152,7 @@ def _bad_line(data: bytes, schema: pa.Schema | None, said: str) -> BadRecordErro
     said = _VALUE.sub("", said.removeprefix("JSON parse error: "))
     said = re.sub(r" in row \d+$", "", said)
     return BadRecordError(
-        f"a value is of another type than the lines before: {said}",
+        f"the line does not fit the lines before: {said}",
         line=at,
         hint="declare the column's type, as in input.types: {price: float64}",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from batchinfer import tensors
 from batchinfer.config.sections import InputOptions
 from batchinfer.options import field_validator
-from batchinfer.sources.select import parse_share
+from batchinfer.sources.sampling import parse_share
 from batchinfer.sources.where import parse_where
 
 

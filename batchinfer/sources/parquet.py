@@ -16,7 +16,7 @@ from batchinfer.data import Block, Chunk, Entry, Shard, Unit
 from batchinfer.errors import DataError
 from batchinfer.sources.listing import Inputs
 from batchinfer.sources.options import SourceOptions
-from batchinfer.sources.parquet_rows import Cursor, OpenParquet, rows_at_once
+from batchinfer.sources.parquet_rows import Cursor, OpenParquet
 from batchinfer.sources.select import Selection, partition_guarantee
 
 _SUFFIXES = (".parquet", ".pq", ".parq")
@@ -98,8 +98,7 @@ class ParquetSource:
                     opened = opened or self._checked(shard, columns)
                     groups = self._matching(unit, schema, opened) if groups is None else groups
                     if group in groups:
-                        rows = rows_at_once(opened, group, columns, batch_rows)
-                        cursor = Cursor(opened, group, columns, first=start, rows=rows)
+                        cursor = Cursor(opened, group, columns, first=start, batch_rows=batch_rows)
                 if cursor is not None:
                     yield from cursor.take(low, high)
                     self._keep(key, cursor, until=stop)

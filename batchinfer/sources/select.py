@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from operator import and_
@@ -18,28 +17,16 @@ from batchinfer.errors import ContractError, DataError
 from batchinfer.sources.condition import Condition
 from batchinfer.sources.drift import why_absent
 from batchinfer.sources.hive import partition_column, partition_scalar
+from batchinfer.sources.sampling import parse_share, sampled
 from batchinfer.sources.where import parse_where
 
 if TYPE_CHECKING:
     from batchinfer.config.sections import InputOptions
     from batchinfer.protocols import Source
 
-_FULL = 2**64
 _ROW = "\0row"
 _COUNTED_ROWS = 65_536
 _FOLDERS = ds.IpcFileFormat()  # stands for any format: only the folders' values are looked at
-
-
-def parse_share(text: str) -> float:
-    """Parse `1%` or `0.25%` to a fraction in (0, 1]. Raises ValueError."""
-    number = text.strip().removesuffix("%")
-    try:
-        share = float(number) / 100
-    except ValueError:
-        share = -1.0
-    if not text.strip().endswith("%") or not 0 < share <= 1:
-        raise ValueError(f"must be a share above 0% and up to 100%, such as 1%, got {text!r}")
-    return share
 
 
 def count_selected(source: Source, unit: Unit, *, schema: pa.Schema, limit: int) -> tuple[int, int]:
@@ -108,7 +95,7 @@ class Selection:
         for first, piece in pieces:
             numbers = np.arange(first, first + piece.num_rows)
             if self._share is not None:
-                kept = np.flatnonzero(_sampled(unit.shard.key, numbers, self._share))
+                kept = np.flatnonzero(sampled(unit.shard.key, numbers, self._share))
                 piece, numbers = _taken(piece, numbers, kept)  # noqa: PLW2901 - fewer of the same
             rows = self._complete(unit, piece, schema, columns)
             if expression is not None:
@@ -181,6 +168,8 @@ def _cast(column: pa.Array, field: pa.Field, unit: Unit) -> pa.Array:
     if column.type == field.type:
         return column
     try:
+        if pa.types.is_run_end_encoded(column.type):
+            column = pc.run_end_decode(column)
         return column.cast(field.type)
     except pa.ArrowException as error:
         raise DataError(
@@ -188,16 +177,3 @@ def _cast(column: pa.Array, field: pa.Field, unit: Unit) -> pa.Array:
             "it was planned",
             where=unit.shard.uri,
         ) from error
-
-
-def _sampled(key: str, numbers: np.ndarray[Any, Any], share: float) -> np.ndarray[Any, Any]:
-    """Choose rows by splitmix64 (Steele, Lea, Flood 2014) of the row number, seeded by the file's key."""
-    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-    with np.errstate(over="ignore"):
-        z = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-    limit = min(int(share * _FULL), _FULL - 1)
-    chosen: np.ndarray[Any, Any] = z <= np.uint64(limit)
-    return chosen

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from batchinfer.data import Block, Unit
+from batchinfer.data import Block
 from batchinfer.errors import DataError
+from batchinfer.sources.text_streams import READ_BYTES, line_at, open_text, skip
 from batchinfer.storage import Store
 
-BLOCK_BYTES = 8 * 1024 * 1024
+_BLOCK_BYTES = 8 * 1024 * 1024
 _BLOCK_ROWS = 16_384
 _MAX_RECORD_BYTES = 256 * 1024 * 1024
 _NEWLINE = ord("\n")
-_CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
-
-
-class BadRecordError(Exception):
-    """Bytes that do not parse. `line` counts from 0, in the bytes given to the parser."""
-
-    def __init__(self, problem: str, *, line: int, hint: str | None = None) -> None:
-        super().__init__(problem)
-        self.problem, self.line, self.hint = problem, line, hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,36 +32,22 @@ class Dialect:
         """Return the offsets behind the newlines that end records, int64 of shape (records,), and
         whether the data ends inside quotes. `inside` says whether it began so."""
         values = np.frombuffer(data, np.uint8)
-        newlines = np.flatnonzero(values == _NEWLINE)
-        if self.quote is not None:
-            quotes = np.flatnonzero(values == ord(self.quote))
-            newlines = newlines[(np.searchsorted(quotes, newlines) + inside) % 2 == 0]
-            inside = bool((len(quotes) + inside) % 2)
-        return newlines + 1, inside
+        if self.quote is None:
+            return np.flatnonzero(values == _NEWLINE) + 1, False
+        marks = np.flatnonzero((values == _NEWLINE) | (values == ord(self.quote)))
+        is_newline = values[marks] == _NEWLINE
+        quoted = (np.cumsum(~is_newline) + inside) % 2 == 1
+        ends_inside = bool(quoted[-1]) if len(quoted) else inside
+        return marks[is_newline & ~quoted] + 1, ends_inside
 
-    def written(self, data: bytes, starts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Tell for each stretch that begins at `starts` whether it is more than blank."""
-        table = np.ones(256, np.bool_)
-        table[list(self.blank)] = False
-        found: np.ndarray[Any, Any] = np.logical_or.reduceat(table[np.frombuffer(data, np.uint8)], starts)
+    def written(self, data: bytes, bounds: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Tell for each stretch between two bounds whether it is more than blank."""
+        begins = np.frombuffer(data, np.uint8)[bounds[:-1]]
+        found: np.ndarray[Any, Any] = ~np.isin(begins, list(self.blank))
+        # Few lines begin with a blank.
+        for at in np.flatnonzero(~found):
+            found[at] = bool(data[bounds[at] : bounds[at + 1]].strip(self.blank))
         return found
-
-
-@contextlib.contextmanager
-def open_text(store: Store, uri: str, *, version: str | None) -> Iterator[Any]:
-    """Open a text file for reading in order, decompressed as its suffix says."""
-    with contextlib.closing(store.open(uri, version=version)) as raw:
-        codec = next((name for suffix, name in _CODECS.items() if uri.lower().endswith(suffix)), None)
-        yield pa.CompressedInputStream(raw, codec) if codec else raw
-
-
-@contextlib.contextmanager
-def named(uri: str, kind: str) -> Iterator[None]:
-    """Name the file in whatever is wrong with its bytes or its compression."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"not a readable {kind} file: {error}", where=uri) from error
 
 
 @dataclass(slots=True)
@@ -88,11 +65,10 @@ class _Scan:
     def add(self, data: bytes, dialect: Dialect) -> None:
         """Take the next piece of the file."""
         stops, self.inside = dialect.edges(data, inside=self.inside)
-        starts = np.concatenate([[0], stops])
-        written = dialect.written(data, starts[starts < len(data)])
+        rest = [] if len(stops) and stops[-1] == len(data) else [len(data)]
+        written = dialect.written(data, np.concatenate([[0], stops, rest]).astype(np.int64))
         written[0] |= self.written
         self._cut(stops + self.offset, np.cumsum(written[: len(stops)]))
-        rest = len(written) > len(stops)
         self.written = bool(written[-1]) if rest else False
         self.offset += len(data)
 
@@ -101,7 +77,7 @@ class _Scan:
         counted = 0
         while True:
             full = np.searchsorted(rows, counted + _BLOCK_ROWS - self.rows)
-            large = np.searchsorted(stops, self.block_start + BLOCK_BYTES)
+            large = np.searchsorted(stops, self.block_start + _BLOCK_BYTES)
             at = int(min(full, large))
             if at >= len(stops):
                 break
@@ -129,15 +105,15 @@ def scan(store: Store, uri: str, *, version: str, start: int, dialect: Dialect) 
     Raises DataError for a quote that is never closed, and for a record above 256 MiB.
     """
     state = _Scan(offset=start, block_start=start, record_start=start)
-    with open_text(store, uri, version=version) as stream:
-        _skip(stream, start)
-        while data := stream.read(BLOCK_BYTES):
+    with contextlib.closing(open_text(store, uri, version=version)) as stream:
+        skip(stream, start)
+        while data := stream.read(READ_BYTES):
             state.add(data, dialect)
             if state.offset - state.record_start > _MAX_RECORD_BYTES:
                 break
         too_long = state.offset - state.record_start > _MAX_RECORD_BYTES
     if too_long or state.inside:
-        line = _line_at(store, uri, version=version, offset=state.record_start)
+        line = line_at(store, uri, version=version, offset=state.record_start)
         quoted = "a quote is never closed" if state.inside else ""
         raise DataError(
             quoted or f"a line is longer than {_MAX_RECORD_BYTES:,} bytes",
@@ -149,34 +125,6 @@ def scan(store: Store, uri: str, *, version: str, start: int, dialect: Dialect) 
     return state.finish()
 
 
-def read_blocks(
-    store: Store, unit: Unit, parse: Callable[[bytes], pa.RecordBatch], *, batch_rows: int
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield the parsed rows of a unit, with the number of the first, at most `batch_rows` at once.
-
-    `parse` returns all rows of a block's bytes, or raises BadRecordError. Raises DataError with file
-    and line.
-    """
-    shard = unit.shard
-    seekable = not shard.uri.lower().endswith(tuple(_CODECS))
-    with open_text(store, shard.uri, version=shard.version) as stream:
-        at = position = 0
-        for block in shard.blocks:
-            if at >= unit.stop:
-                return
-            if at + block.num_rows > unit.start:
-                if seekable:
-                    stream.seek(block.offset)
-                else:
-                    _skip(stream, block.offset - position)
-                position = block.offset + block.num_bytes
-                rows = _parsed(store, unit, block, stream.read(block.num_bytes), parse)
-                low, high = max(at, unit.start), min(at + block.num_rows, unit.stop)
-                for row in range(low, high, batch_rows):
-                    yield row, rows.slice(row - at, min(batch_rows, high - row))
-            at += block.num_rows
-
-
 def first_bad(data: bytes, dialect: Dialect, is_good: Callable[[bytes], bool]) -> int:
     """Return the line, from 0, of the first record with which the data stops being good."""
     edges, _ = dialect.edges(data)
@@ -186,42 +134,3 @@ def first_bad(data: bytes, dialect: Dialect, is_good: Callable[[bytes], bool]) -
         middle = (low + high) // 2
         low, high = (middle, high) if is_good(data[: stops[middle]]) else (low, middle)
     return data.count(b"\n", 0, stops[low])
-
-
-def _parsed(
-    store: Store, unit: Unit, block: Block, data: bytes, parse: Callable[[bytes], pa.RecordBatch]
-) -> pa.RecordBatch:
-    uri, version = unit.shard.uri, unit.shard.version
-    if len(data) < block.num_bytes:
-        raise DataError("the file is shorter than it was planned", where=uri)
-    try:
-        rows = parse(data)
-    except BadRecordError as bad:
-        line = _line_at(store, uri, version=version, offset=block.offset) + bad.line
-        raise DataError(bad.problem, where=f"{uri}:{line}", hint=bad.hint) from bad
-    if rows.num_rows != block.num_rows:
-        line = _line_at(store, uri, version=version, offset=block.offset)
-        raise DataError(
-            f"{block.num_rows} records were counted in a block, and {rows.num_rows} parsed",
-            where=f"{uri}:{line} and on",
-            hint="quotes or line ends are broken in this part of the file",
-        )
-    return rows
-
-
-def _line_at(store: Store, uri: str, *, version: str, offset: int) -> int:
-    """Return the number, from 1, of the line that begins at an offset. Reads the file up to there."""
-    with open_text(store, uri, version=version) as stream:
-        return 1 + sum(data.count(b"\n") for data in _pieces(stream, offset))
-
-
-def _skip(stream: Any, size: int) -> None:
-    for _ in _pieces(stream, size):
-        pass
-
-
-def _pieces(stream: Any, size: int) -> Iterator[bytes]:
-    """Yield the next `size` bytes, fewer where the stream ends."""
-    while data := stream.read(min(size, BLOCK_BYTES)):
-        yield data
-        size -= len(data)

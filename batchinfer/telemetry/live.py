@@ -52,7 +52,10 @@ class LiveProgress:
             case WorkerSaid(worker=worker, line=line):
                 self._say(Text.assemble((f"worker {worker} | ", "dim"), figures.plain(line)))
             case Warned(code=code, message=message):
-                self._say(Text.assemble((f"warning[{code}]: ", "yellow"), figures.plain(message)))
+                first, *more = message.splitlines() or [""]
+                self._say(Text.assemble((f"warning[{code}]: ", "yellow"), figures.plain(first)))
+                for line in more:
+                    self._say(Text(figures.plain(line)))
             case _:
                 pass
 

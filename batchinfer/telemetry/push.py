@@ -13,6 +13,7 @@ from urllib.error import HTTPError, URLError
 
 from prometheus_client import pushadd_to_gateway
 
+from batchinfer.errors import JobFileError
 from batchinfer.events import Event, RunStarted
 from batchinfer.telemetry import figures
 from batchinfer.telemetry.ticker import Ticker
@@ -35,6 +36,7 @@ class Pushgateway:
 
     Each push adds to its group instead of replacing it, so that the time of the last success
     survives a run that fails. A gateway that is gone, slow or wrong costs one call of `warn`.
+    Raises JobFileError for a URL that names no host.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class Pushgateway:
         registry: CollectorRegistry,
         warn: Callable[[str], None],
     ) -> None:
-        url = urllib.parse.urlsplit(options.url)
+        url = _parsed(options.url)
         user, password = (urllib.parse.unquote(part or "") for part in (url.username, url.password))
         self._login = base64.b64encode(f"{user}:{password}".encode()).decode() if user else ""
         self._host = url.netloc.rpartition("@")[2]
@@ -100,6 +102,20 @@ class Pushgateway:
         if not self._warned:
             self._warned = True
             self._warn(f"cannot push metrics to {self._host}: {why}; the run goes on")
+
+
+def _parsed(url: str) -> urllib.parse.SplitResult:
+    """Take a URL apart; one that cannot be is refused now, and not shown: it may hold a password."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        if parts.hostname and (parts.port is None or parts.port):
+            return parts
+    except ValueError:
+        pass
+    raise JobFileError(
+        "observe.pushgateway.url names no host, or a port that is none",
+        hint="write http://HOST:PORT, such as http://pushgateway:9091",
+    )
 
 
 def _why(error: Exception) -> str:

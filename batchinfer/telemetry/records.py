@@ -70,7 +70,12 @@ def of_event(event: Event, snapshot: Snapshot | None = None) -> Record:
             return Record("worker_said", {"worker": event.worker, "line": figures.plain(event.line)})
         case Warned():
             fields = {"code": event.code, "message": event.message}
-            return Record("warning", fields, "warning", {"warning": event.code, "message": event.message})
+            return Record(
+                "warning",
+                fields,
+                "warning",
+                {"warning": event.code, "message": " ".join(event.message.split())},
+            )
         case RunFinished():
             assert snapshot is not None
             return _run_finished(event, snapshot)

@@ -25,7 +25,11 @@ def summary(snapshot: Snapshot) -> list[Text]:
     finished = snapshot.finished
     if finished is None or not snapshot.started:
         return []
+    if finished.complete and snapshot.units_reused == snapshot.units_total:
+        return [_nothing_left(snapshot)]
     lines = [_headline(snapshot), *_counts(snapshot)]
+    if not finished.complete and not snapshot.units_committed:
+        return lines  # it came to nothing, and the error that ended it says why
     if snapshot.units_committed:
         lines.append(_line("speed", _speed(snapshot)))
     lines.append(_line("output", figures.plain(snapshot.output)))
@@ -39,13 +43,19 @@ def _line(label: str, value: str, style: str = "") -> Text:
     return Text.assemble((label.ljust(LABEL), "dim"), (value, style))
 
 
+def _nothing_left(snapshot: Snapshot) -> Text:
+    failed = _rows_error(snapshot)
+    whole = f"all {figures.count(snapshot.rows_total)} rows are committed"
+    rest = f"   {snapshot.job}   {whole if snapshot.rows_total else 'the input has no rows'}"
+    rest += f", {figures.count(failed)} of them failed" if failed else ""
+    return Text.assemble(("nothing left to do", "bold green"), rest)
+
+
 def _headline(snapshot: Snapshot) -> Text:
     finished = snapshot.finished
     assert finished is not None
     if not finished.complete:
         what, style = f"stopped (exit code {finished.exit_code})", "bold yellow"
-    elif snapshot.units_reused == snapshot.units_total:
-        what, style = "nothing left to do", "bold green"
     elif _rows_error(snapshot):
         what, style = "done, with errors within the budget", "bold yellow"
     else:
@@ -73,7 +83,7 @@ def _counts(snapshot: Snapshot) -> Iterator[Text]:
         yield _line("rows", f"{committed} of {total} committed")
     if snapshot.rows_reused:
         yield _line("reused", f"{figures.count(snapshot.rows_reused)} rows, committed by earlier runs")
-    if not whole:
+    if not whole and snapshot.units_committed:
         split = _split(snapshot.rows_ok, snapshot.rows_error, snapshot.rows_filtered)
         yield _line("this run", split)
 
@@ -101,6 +111,7 @@ def _errors(snapshot: Snapshot) -> Iterator[Text]:
     if not snapshot.rows_error:
         return
     total = f"{figures.count(snapshot.rows_error)} ({figures.percent(snapshot.error_ratio)})"
+    total += " in this run" if snapshot.rows_reused else ""
     yield Text.assemble(("errors".ljust(LABEL), "dim"), (total, "red"), f"   {by_code(snapshot)}")
     for error in snapshot.error_samples:
         place = f"{figures.plain(error.source)} row {figures.count(error.row)}"

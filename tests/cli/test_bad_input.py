@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -331,16 +330,6 @@ def _broken_json_line(folder: Path, job: dict[str, Any]) -> None:
 def _broken_csv_row(folder: Path, job: dict[str, Any]) -> None:
     (folder / "in" / "a.csv").write_text("id,x\n1,2.0\n2,3.0,4\n")
     job["input"] = {"path": str(folder / "in" / "a.csv")}
-
-
-@case(65, r"decode to [\d,]+ bytes, above the limit")
-def _parquet_bomb(folder: Path, job: dict[str, Any]) -> None:
-    """Sixteen rows of sixty-four megabytes, in a file of a few kilobytes."""
-    texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(64, np.int32)), pa.array(["x" * (64 << 20)]))
-    table = pa.table({"id": range(64), "x": pa.array([0.0] * 64, pa.float32()), "text": texts})
-    pq.write_table(table, folder / "in" / "a.parquet", compression="zstd", store_schema=False)
-    assert (folder / "in" / "a.parquet").stat().st_size < 200_000
-    job["output"]["carry"] = ["id", "text"]
 
 
 @pytest.mark.parametrize(

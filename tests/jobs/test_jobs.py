@@ -8,15 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pytest
 import yaml
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from jsonschema import Draft202012Validator
 
 from tests.conftest import Run, environment
 
@@ -52,85 +50,52 @@ def test_it_obeys_the_schema(job: Path) -> None:
 
 @pytest.mark.slow
 def test_tabular_scoring(batchinfer: Run, tmp_path: Path) -> None:
-    """Every flight's probability is what onnxruntime gives for it, and cancelled flights say why."""
-    import onnxruntime
-
-    folder = copied("tabular-scoring", tmp_path)
-    rows = results(folder, batchinfer)
-    flights = ds.dataset(folder / "data", partitioning="hive").to_table()
-    assert len(rows) == len(flights) == 336_776
-    job = yaml.safe_load((folder / "job.yaml").read_text())
-    # Partitions come in the order of their names, in the output as in the input.
-    assert rows["flight"].equals(flights["flight"])
-    known = pc.is_valid(flights["dep_delay"])
-    assert rows["_error"].is_null().equals(known)
-    names = job["preprocess"][0]["columns"]["columns"]
-    features = np.stack([flights[name].filter(known).to_numpy().astype(np.float32) for name in names], axis=1)
-    session = onnxruntime.InferenceSession(
-        folder / "model" / "model.onnx", providers=["CPUExecutionProvider"]
-    )
-    logit = session.run(None, {"input": features})[0][:, 0].astype(np.float64)
-    scored = rows.filter(known)
-    np.testing.assert_allclose(scored["p_late"].to_numpy(), 1 / (1 + np.exp(-logit)), atol=1e-6)
-    late = pc.greater(scored["arr_delay"], 15)
-    right = pc.mean(pc.equal(scored["late"], late)).as_py()
-    assert right > 0.85  # 76% arrive in time
+    """Nine of ten flights are judged right, and cancelled ones say why they are not judged."""
+    rows = results(copied("tabular-scoring", tmp_path), batchinfer)
+    assert len(rows) == 336_776
+    cancelled = rows.filter(pc.is_valid(rows["_error"]))
+    assert len(cancelled) == 8_255
+    assert set(pc.struct_field(cancelled["_error"].combine_chunks(), "message").to_pylist()) == {
+        "column 'dep_delay' is null"
+    }
+    arrived = rows.filter(pc.is_valid(rows["arr_delay"]))
+    right = pc.mean(pc.equal(arrived["late"], pc.greater(arrived["arr_delay"], 15))).as_py()
+    assert right > 0.87  # to say "in time" of every flight is right for 76%
 
 
 @pytest.mark.slow
 def test_image_classification(batchinfer: Run, tmp_path: Path) -> None:
     """Photos of animals get their names."""
     rows = results(copied("image-classification", tmp_path), batchinfer)
-    best = {Path(row["path"]).stem: row for row in rows.to_pylist()}
+    best = {row["path"]: (row["top_index"][0], row["top_label"][0]) for row in rows.to_pylist()}
     expected = {
-        "mammals-cats-tiger": (292, "tiger"),
-        "mammals-cats-tiger_sumatran": (292, "tiger"),
-        "mammals-equines-zebra": (340, "zebra"),
-        "mammals-elephant": (386, "African elephant"),
-        "marsupials-koala": (105, "koala"),
+        "mammals-cats-tiger.png": (292, "tiger"),
+        "mammals-equines-zebra.png": (340, "zebra"),
+        "mammals-elephant.png": (386, "African elephant"),
+        "marsupials-koala.png": (105, "koala"),
     }
-    assert {name: (best[name]["top_index"][0], best[name]["top_label"][0]) for name in expected} == expected
-    assert rows["_error"].null_count == len(rows) > 100
-    assert all(sorted(row["top_score"], reverse=True) == row["top_score"] for row in best.values())
+    assert {name: best[name] for name in expected} == expected
 
 
 @pytest.mark.slow
 def test_text_classification(batchinfer: Run, tmp_path: Path) -> None:
-    """Most docstrings that the model has not seen are ascribed to their package."""
-    rows = results(copied("text-classification", tmp_path), batchinfer, "--set", "input.sample=25%")
-    assert 200 < len(rows) < 400
+    """Most docstrings that the model has not seen are ascribed to their package; accuracy.py says so."""
+    folder = copied("text-classification", tmp_path)
+    rows = results(folder, batchinfer, "--set", "input.sample=15%")
+    assert 120 < len(rows) < 240
     right = pc.mean(pc.equal(rows["label"], rows["package"])).as_py()
-    assert right > 0.55  # guessing gives 25%
-    assert pc.min(rows["score"]).as_py() >= 0.25
+    assert right > 0.55  # guessing is right for 25%
+    assert f"{right:.1%} of {len(rows)} are right" in said(folder / "accuracy.py")
 
 
 @pytest.mark.slow
 def test_text_embedding(batchinfer: Run, tmp_path: Path) -> None:
-    """Embeddings are those of sentence-transformers, to 1e-5, and a search finds what is meant."""
-    from sentence_transformers import SentenceTransformer
-
-    rows = results(copied("text-embedding", tmp_path), batchinfer, "--set", "input.limit=400")
-    sys.path.insert(0, str(ROOT / "jobs"))
-    try:
-        from minilm import model_folder  # type: ignore[import-not-found]
-    finally:
-        sys.path.pop(0)
-    model = SentenceTransformer(str(model_folder()), device="cpu")
-    model.max_seq_length = 128
-    wanted = model.encode(rows["text"].to_pylist(), normalize_embeddings=True, show_progress_bar=False)
-    found = vectors(rows["embedding"])
-    assert found.shape == (400, 384)
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
-    np.testing.assert_allclose((found * wanted).sum(axis=1), 1, atol=1e-5)
-    sought = subprocess.run(
-        [sys.executable, tmp_path / "text-embedding" / "search.py", rows["text"][7].as_py()],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=True,
-    )
-    (first,) = [line for line in sought.stdout.splitlines() if line.startswith("1.000")]
-    assert rows["module"][7].as_py()[:30] in first
+    """A search for a text that was embedded finds it first."""
+    folder = copied("text-embedding", tmp_path)
+    rows = results(folder, batchinfer, "--set", "input.limit=200")
+    module, text = rows["module"][7].as_py(), rows["text"][7].as_py()
+    (first,) = [line for line in said(folder / "search.py", text).splitlines() if line.startswith("1.000")]
+    assert module in first
 
 
 def copied(name: str, folder: Path) -> Path:
@@ -160,7 +125,9 @@ def results(folder: Path, batchinfer: Run, *options: str) -> pa.Table:
     return ds.dataset(folder / "output", partitioning="hive").to_table()
 
 
-def vectors(column: Any) -> np.ndarray:
-    """Return a column of fixed-size lists as a matrix."""
-    flat = column.combine_chunks().flatten().to_numpy()
-    return np.asarray(flat.reshape(len(column), -1))
+def said(program: Path, *arguments: str) -> str:
+    """Run a program of an example and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, program, *arguments], capture_output=True, text=True, env=environment(), check=True
+    )
+    return done.stdout

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,43 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from batchinfer import registry, tensors
 from batchinfer.data import TensorSpec
 from batchinfer.errors import ContractError, DataError
+from tests.postprocess.examine import check, f32, make, spec
 
 LOGITS = hnp.arrays(
     np.float32, st.tuples(st.integers(1, 6), st.integers(1, 8)), elements=st.floats(-200, 200, width=32)
 )
-
-
-def f32(values: Any) -> Any:
-    """Return values as float32."""
-    return np.array(values, np.float32)
-
-
-def make(name: str, **options: Any) -> Any:
-    cls = registry.load("postprocessors", name)
-    return cls(cls.Options.model_validate_json(json.dumps(options)))
-
-
-def spec(name: str, *shape: int | None, dtype: str = "float32") -> dict[str, TensorSpec]:
-    return {name: TensorSpec(name, dtype, (None, *shape))}
-
-
-def check(
-    step: Any, results: dict[str, Any], specs: dict[str, TensorSpec], inputs: dict[str, Any] | None = None
-) -> Any:
-    """Apply a step, and hold what it gives against what it said it would give."""
-    said = step.output_specs(specs)
-    before = {name: np.array(value, copy=True) for name, value in results.items()}
-    found = step.apply(results, inputs or {})
-    assert list(found) == list(said)
-    for name, column in found.items():
-        array = tensors.to_arrow(column, tensors.arrow_type(said[name]))
-        assert array.type == tensors.arrow_type(said[name])
-    for name, value in before.items():
-        np.testing.assert_array_equal(value, results[name])
-    return found
 
 
 @given(LOGITS)
@@ -63,52 +31,31 @@ def test_softmax_equals_torch(logits: Any) -> None:
 
 
 @given(LOGITS)
+def test_probabilities_sum_to_one(logits: Any) -> None:
+    """Rows sum to one, nothing is negative; half precision is computed in float32."""
+    for values in (logits, logits.astype(np.float16)):
+        found = make("softmax").apply({"x": values}, {})["probabilities"]
+        assert found.dtype == np.float32
+        assert (found >= 0).all()
+        np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_infinite_logits() -> None:
+    """A logit of minus infinity has probability zero; a row that is all of it has none, and no warning."""
+    logits = f32([[-np.inf, 0], [-np.inf, -np.inf], [np.nan, 0]])
+    found = make("softmax").apply({"x": logits}, {})["probabilities"]
+    np.testing.assert_array_equal(found, f32([[0, 1], [np.nan, np.nan], [np.nan, np.nan]]))
+    ends = make("sigmoid").apply({"x": f32([-np.inf, np.inf, np.nan])}, {})["probability"]
+    np.testing.assert_array_equal(ends, f32([0, 1, np.nan]))
+
+
+@given(LOGITS)
 def test_sigmoid_equals_torch(logits: Any) -> None:
     """Also at both ends; a vector of one becomes a number."""
     found = check(make("sigmoid"), {"x": logits[:, :1]}, spec("x", 1))
     np.testing.assert_allclose(
         found["probability"], torch.sigmoid(torch.from_numpy(logits[:, 0])).numpy(), atol=1e-6
     )
-
-
-@given(LOGITS)
-def test_argmax_and_top_k_agree(logits: Any) -> None:
-    """The best of the k best is the argmax; scores fall; ties go by number."""
-    classes = logits.shape[1]
-    k = min(3, classes)
-    best = check(make("argmax"), {"s": logits}, spec("s", classes))["class"]
-    top = check(make("top_k", k=k), {"s": logits}, spec("s", classes))
-    np.testing.assert_array_equal(top["top_index"][:, 0], best)
-    assert (np.diff(top["top_score"], axis=1) <= 0).all()
-    order = np.array([sorted(range(classes), key=lambda at: (-row[at], at))[:k] for row in logits])
-    np.testing.assert_array_equal(top["top_index"], order)
-
-
-def test_top_k_with_labels(tmp_path: Path) -> None:
-    """Names come beside numbers and scores; their number must be that of the classes."""
-    (tmp_path / "labels.txt").write_text("cat\ndog\ncow\n")
-    scores = np.array([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2]], np.float32)
-    step = make("top_k", k=2, labels=str(tmp_path / "labels.txt"), to="best")
-    found = check(step, {"s": scores}, spec("s", 3))
-    assert found["best_label"].to_pylist() == [["dog", "cow"], ["cat", "dog"]]
-    with pytest.raises(ContractError, match="there are 3 labels for 4 classes"):
-        step.output_specs(spec("s", 4))
-
-
-def test_labels(tmp_path: Path) -> None:
-    """Class numbers become names, from a model's config too; a number beyond them is an error."""
-    (tmp_path / "config.json").write_text('{"id2label": {"1": "no", "0": "yes"}}')
-    step = make("labels", path=str(tmp_path / "config.json"), to="answer")
-    found = check(step, {"c": np.array([0, 1, 0])}, spec("c", dtype="int64"))
-    assert found["answer"].to_pylist() == ["yes", "no", "yes"]
-    with pytest.raises(ValueError, match="class 2 has no label"):
-        step.apply({"c": np.array([0, 2])}, {})
-
-
-def test_threshold() -> None:
-    """From the threshold on it is yes; NaN is no."""
-    found = check(make("threshold", at=0.5, to="late"), {"p": f32([0.5, 0.49, np.nan])}, spec("p"))
-    assert found["late"].tolist() == [True, False, False]
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4), st.booleans())
@@ -137,6 +84,40 @@ def test_mean_pool_of_nothing() -> None:
         step.apply({"h": np.ones((1, 2, 3), np.float32)}, {"ids": np.ones((1, 2))})
 
 
+def test_mean_pool_leaves_padding_alone() -> None:
+    """NaN and infinity at padding, as some models leave there, do not reach the mean; a real NaN does."""
+    states = f32([[[1, 2], [np.nan, np.inf]], [[np.nan] * 2, [np.nan] * 2], [[np.nan, 1], [1, 3]]])
+    mask = np.array([[1, 0], [0, 0], [1, 1]])
+    found = check(make("mean_pool"), {"h": states}, spec("h", None, 2), {"attention_mask": mask})
+    np.testing.assert_array_equal(found["embedding"], f32([[1, 2], [0, 0], [np.nan, 2]]))
+
+
+def test_mean_pool_adds_up_in_float32() -> None:
+    """Half precision would run out at 65504."""
+    states = np.full((1, 4, 1), 60_000, np.float16)
+    found = make("mean_pool").apply({"h": states}, {"attention_mask": np.ones((1, 4), np.int64)})["embedding"]
+    assert found.tolist() == [[60_000]]
+    assert found.dtype == np.float32
+
+
+def test_a_mask_of_other_tokens() -> None:
+    """A mask that does not belong to the token vectors is an error that gives both shapes."""
+    with pytest.raises(DataError, match=r"'h' of shape \(1, 2, 3\) and 'attention_mask' of shape \(1, 4\)"):
+        make("mean_pool").apply({"h": np.ones((1, 2, 3), np.float32)}, {"attention_mask": np.ones((1, 4))})
+
+
+@given(
+    hnp.arrays(
+        np.float32, st.tuples(st.integers(1, 5), st.integers(1, 6)), elements=st.floats(-1e3, 1e3, width=32)
+    )
+)
+def test_normalize_equals_torch(vectors: Any) -> None:
+    """The same vectors of length one, zeros included."""
+    found = check(make("normalize"), {"v": vectors}, spec("v", vectors.shape[1]))["v"]
+    expected = torch.nn.functional.normalize(torch.from_numpy(vectors.copy()), dim=1).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_cls_pool_and_normalize() -> None:
     """The first token's vector; a vector of length one, and zeros stay zeros."""
     states = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
@@ -156,19 +137,49 @@ def test_cast_rename_keep() -> None:
     assert list(found) == ["p", "positive"]
 
 
-def test_the_users_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arrays by name in, arrays by name out; its exceptions name its line."""
-    (tmp_path / "after_code.py").write_text(
-        "def square(results):\n    return {'sq': results['x'] ** 2}\n\ndef bad(results):\n    return results['nope']\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    found = check(make("python", function="after_code:square"), {"x": f32([[3], [4]])}, spec("x", 1))
-    assert found["sq"].tolist() == [[9], [16]]
-    with pytest.raises(ContractError, match="declare them"):
-        make("python", function="after_code:bad").output_specs(spec("x"))
-    with pytest.raises(DataError, match="raised KeyError") as caught:
-        make("python", function="after_code:bad", output={"y": "float32"}).apply({"x": np.zeros(1)}, {})
-    assert caught.value.where == f"{tmp_path}/after_code.py:5"
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        (f32([np.nan]), "int32"),
+        (f32([1e20]), "int64"),
+        (f32([np.inf]), "uint8"),
+        (np.array([300]), "uint8"),
+        (np.array([-1]), "uint8"),
+        (f32([1e6]), "float16"),
+        (np.array([1e300]), "float32"),
+        (f32([np.nan]), "bool"),
+    ],
+)
+def test_a_cast_makes_no_other_number(values: Any, dtype: str) -> None:
+    """What has no place in the new type is an error, not garbage in the output."""
+    with pytest.raises(
+        DataError, match=f"cast: 'x' holds NaN, infinity or a number that does not fit {dtype}"
+    ):
+        make("cast", dtype=dtype).apply({"x": values}, {})
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "expected"),
+    [
+        (f32([1.9, -1.9, 255.5]), "int32", [1, -1, 255]),
+        (f32([255.5, -0.5]), "uint8", [255, 0]),
+        (f32([np.nan, np.inf]), "float16", [np.nan, np.inf]),
+        (np.array([2**53 + 1]), "float32", [2**53]),
+        (f32([0, 0.5]), "bool", [False, True]),
+        (np.array([True]), "int8", [1]),
+    ],
+)
+def test_a_cast_cuts_and_rounds(values: Any, dtype: str, expected: list[Any]) -> None:
+    """Fractions are cut, floats are rounded to the nearest there is; NaN stays NaN among floats."""
+    found = check(make("cast", dtype=dtype), {"x": values}, spec("x", dtype=values.dtype.name))["x"]
+    np.testing.assert_array_equal(found, np.array(expected, dtype))
+    assert found.dtype == dtype
+
+
+def test_bfloat16_is_cast() -> None:
+    """What the model calls bfloat16 comes as float32, and is numbers too."""
+    said = make("cast", dtype="float16").output_specs(spec("x", 2, dtype="bfloat16"))
+    assert str(said["x"]) == "x: float16[?, 2]"
 
 
 @pytest.mark.parametrize(
@@ -176,6 +187,16 @@ def test_the_users_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("argmax", {"from": "nope"}, spec("logits", 3), "there is no result 'nope'; there are logits"),
         ("argmax", {}, {**spec("a", 3), **spec("b", 3)}, r"there are several results \(a, b\)"),
+        ("argmax", {}, {}, "there is no result to take"),
+        ("argmax", {}, spec("x"), r"needs a float vector per row, and `x: float32\[\?\]` is none"),
+        ("top_k", {}, spec("x", 3, dtype="int64"), "needs a float vector per row"),
+        ("softmax", {"from": "a", "to": "b"}, {**spec("a", 3), **spec("b")}, "there is already a result 'b'"),
+        ("cast", {"dtype": "int8", "keep": True}, spec("x"), "there is already a result 'x'"),
+        ("normalize", {}, spec("x", None, 3), "needs a float vector per row"),
+        ("cls_pool", {}, spec("x", 3), "needs a float vector per token"),
+        ("mean_pool", {}, spec("x", None, 3, dtype="int64"), "needs a float vector per token"),
+        ("labels", {"names": ["a"]}, spec("x", 3, dtype="int64"), "needs one number per row"),
+        ("sigmoid", {}, spec("x", dtype="int64"), "needs floats"),
         ("softmax", {}, spec("x", None, 3), "needs a float vector per row"),
         ("softmax", {}, spec("x", 3, dtype="int64"), "needs a float vector per row"),
         ("mean_pool", {}, spec("x", 3), "needs a float vector per token"),

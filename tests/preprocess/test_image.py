@@ -5,17 +5,23 @@ from __future__ import annotations
 import io
 import json
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image as Pillow
+from PIL import WebPImagePlugin
 
 from batchinfer import tensors
-from batchinfer.errors import ContractError
+from batchinfer.errors import ContractError, UnavailableError
+from batchinfer.preprocess import image as image_step
 from batchinfer.preprocess.image import Image, ImageOptions
 
 
@@ -64,12 +70,59 @@ def test_stretch_hwc_uint8() -> None:
     np.testing.assert_array_equal(tensors.to_numpy(encoded.rows["pixel_values"])[0], expected)
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1"])
+def by_torchvision_rules(data: bytes, side: int, height: int, width: int) -> Any:
+    """Resize the shortest side, pad and crop as torchvision's transforms are documented, on whole arrays."""
+    image = Pillow.open(io.BytesIO(data)).convert("RGB")
+    short, long = min(image.size), max(image.size)
+    other = int(side * long / short)
+    image = image.resize(
+        (side, other) if image.width <= image.height else (other, side), Pillow.Resampling.BILINEAR
+    )
+    pixels = np.asarray(image)
+    more_y, more_x = max(height - image.height, 0), max(width - image.width, 0)
+    pixels = np.pad(
+        pixels, ((more_y // 2, (more_y + 1) // 2), (more_x // 2, (more_x + 1) // 2), (0, 0)), "constant"
+    )
+    top, left = round((pixels.shape[0] - height) / 2), round((pixels.shape[1] - width) / 2)
+    return pixels[top : top + height, left : left + width]
+
+
+@given(*[st.integers(1, 40)] * 5)
+def test_equals_torchvision(width: int, height: int, side: int, to_height: int, to_width: int) -> None:
+    """Of any size to any size: rounding, cropping and padding fall as torchvision's do, to the pixel."""
+    data = picture(width, height)
+    made = step(size=[to_height, to_width], resize_to=side, layout="hwc", dtype="uint8")
+    encoded = encode(made, [data])
+    assert encoded.failed == {}
+    np.testing.assert_array_equal(
+        tensors.to_numpy(encoded.rows["pixel_values"])[0],
+        by_torchvision_rules(data, side, to_height, to_width),
+    )
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "RGBX", "CMYK"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     """Grey, palette and transparent pictures have three channels like any other."""
-    encoded = encode(step(size=8), [picture(20, 20, "PNG", mode)])
+    kind = "JPEG" if mode in {"CMYK", "RGBX"} else "PNG"
+    encoded = encode(step(size=8), [picture(20, 20, kind, mode)])
     assert encoded.failed == {}
     assert encoded.rows["pixel_values"].type.shape == [3, 8, 8]
+
+
+def test_deep_grey_keeps_its_high_byte() -> None:
+    """16-bit grey is scaled down to 8 bits, not clipped to white."""
+    out = io.BytesIO()
+    Pillow.fromarray(np.array([[0, 0x1234], [0x80FF, 0xFFFF]], np.uint16)).save(out, "PNG")
+    encoded = encode(step(size=2, resize="none", dtype="uint8", layout="hwc"), [out.getvalue()])
+    assert tensors.to_numpy(encoded.rows["pixel_values"])[0, ..., 0].tolist() == [[0, 0x12], [0x80, 0xFF]]
+
+
+def test_transparency_lies_on_black() -> None:
+    """What cannot be seen is black, whatever colour is written below it; half is half."""
+    out = io.BytesIO()
+    Pillow.fromarray(np.array([[[200, 100, 50, 0], [200, 100, 50, 128]]], np.uint8), "RGBA").save(out, "PNG")
+    encoded = encode(step(size=[1, 2], resize="none", dtype="uint8", layout="hwc"), [out.getvalue()])
+    assert tensors.to_numpy(encoded.rows["pixel_values"])[0].tolist() == [[[0, 0, 0], [100, 50, 25]]]
 
 
 def test_orientation_is_applied() -> None:
@@ -83,6 +136,30 @@ def test_orientation_is_applied() -> None:
     np.testing.assert_allclose(found, turned.transpose(2, 0, 1) / 255, atol=1e-6)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation(orientation: int) -> None:
+    """All eight orientations end as Pillow's own transposition says."""
+    from PIL import ImageOps
+
+    tags = Pillow.Exif()
+    tags[0x0112] = orientation
+    data = picture(12, 8, "JPEG", exif=tags.tobytes())
+    upright = ImageOps.exif_transpose(Pillow.open(io.BytesIO(data)))
+    made = step(
+        size=[upright.height, upright.width], resize="none", crop="center", layout="hwc", dtype="uint8"
+    )
+    found = tensors.to_numpy(encode(made, [data]).rows["pixel_values"])[0]
+    np.testing.assert_array_equal(found, np.asarray(upright))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_costs_nothing() -> None:
+    """A picture whose EXIF is cut short is decoded all the same."""
+    tags = Pillow.Exif()
+    tags[0x0112] = 6
+    assert encode(step(size=4), [picture(8, 8, "JPEG", exif=tags.tobytes()[:-6])]).failed == {}
+
+
 def test_paths_are_read(tmp_path: Path) -> None:
     """A text column holds paths; one that is not there fails its row."""
     (tmp_path / "a.png").write_bytes(picture(9, 9))
@@ -90,6 +167,69 @@ def test_paths_are_read(tmp_path: Path) -> None:
     encoded = encode(made, ["a.png", "b.png"], pa.string())
     assert list(encoded.failed) == [1]
     assert encoded.failed[1].message == "the file cannot be read: there is no such file"
+
+
+def test_a_relative_path_without_a_root() -> None:
+    """Where the command was started is no part of a job: such a path fails its row."""
+    encoded = encode(step(), ["a.png", None], pa.string())
+    assert encoded.failed[0].message == "the path is relative, and image.root does not say to what"
+    assert encoded.failed[1].message == "the image is null"
+
+
+class Shelf:
+    """A store of one picture, that may be out of reach."""
+
+    def __init__(self, *, reachable: bool) -> None:
+        self.reachable = reachable
+
+    def read(self, uri: str) -> bytes:
+        """Return the picture, whatever it is called."""
+        if not self.reachable:
+            raise UnavailableError("the network is down", where=uri)
+        return picture(9, 9)
+
+
+def test_one_store_for_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pictures a bucket holds, its client is made once, with the job's options."""
+    opened = []
+
+    def opening(url: str, options: dict[str, Any]) -> Shelf:
+        opened.append((url, options))
+        return Shelf(reachable=True)
+
+    monkeypatch.setattr(image_step, "open_store", opening)
+    made = step(root="s3://a/b/", storage_options={"region": "x"})
+    paths = ["1.png", "s3://a/2.png", "s3://c/3.png", "4.png", "/local/5.png", "/6.png"]
+    assert encode(made, paths, pa.string()).failed == {}
+    assert opened == [
+        ("s3://a/b/1.png", {"region": "x"}),
+        ("s3://c/3.png", {"region": "x"}),
+        ("/local/5.png", {"region": "x"}),
+    ]
+
+
+def test_a_store_that_gives_out_fails_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outage ends the run, which can be resumed; recorded as failed rows it would be lost data."""
+    monkeypatch.setattr(image_step, "open_store", lambda *_: Shelf(reachable=False))
+    with pytest.raises(UnavailableError, match="the network is down"):
+        encode(step(), ["s3://a/1.png"], pa.string())
+
+
+def test_a_url_that_nothing_serves() -> None:
+    """A row with a scheme that nobody knows fails alone."""
+    encoded = encode(step(), ["nope://x/1.png"], pa.string())
+    assert encoded.failed[0].message.startswith("the file cannot be read")
+
+
+def test_a_path_that_is_no_utf8(tmp_path: Path) -> None:
+    """Its row fails, and its neighbour is read."""
+    (tmp_path / "a.png").write_bytes(picture(9, 9))
+    paths = pa.array([b"\xff", b"a.png"]).view(pa.string())
+    made = step(size=4, root=str(tmp_path))
+    encoded = made.encode(pa.RecordBatch.from_pydict({"bytes": paths}))
+    assert {row: failure.message for row, failure in encoded.failed.items()} == {
+        0: "column 'bytes' is not valid UTF-8"
+    }
 
 
 def claimed(width: int, height: int) -> bytes:
@@ -112,6 +252,11 @@ def test_what_is_no_picture_fails_its_row() -> None:
         picture(64, 64)[:-200],
         claimed(60_000, 60_000),
         gif.getvalue(),
+        picture(64, 64, "JPEG")[:400],
+        picture(64, 64, "WEBP")[:25],
+        picture(64, 64, "WEBP")[:200],
+        b"",
+        b"\x89PNG\r\n\x1a\n",
     ]
     encoded = encode(step(size=4), values)
     messages = {row: failure.message for row, failure in encoded.failed.items()}
@@ -120,8 +265,86 @@ def test_what_is_no_picture_fails_its_row() -> None:
     assert messages[3].startswith("the image is damaged")
     assert messages[4] == "the image claims 60000x60000 pixels, above max_pixels 89478485"
     assert messages[5].startswith("not a JPEG, PNG or WebP image")
+    for row in (6, 7, 8, 10):
+        assert messages[row].startswith("the image is damaged: ")
+        assert " at 0x" not in messages[row]
+    assert messages[9] == "not a JPEG, PNG or WebP image (0 bytes)"
     assert 0 not in messages
     assert {failure.code for failure in encoded.failed.values()} == {"decode"}
+
+
+def claimed_webp(width: int, height: int) -> bytes:
+    """Return a lossless WebP that claims a size and holds nothing."""
+    bits = (width - 1) | (height - 1) << 14
+    body = b"WEBPVP8L" + struct.pack("<I", 10) + b"\x2f" + struct.pack("<I", bits) + bytes(5)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_webp_of_any_kind(lossless: bool, mode: str) -> None:
+    """The three ways in which WebP writes its size are read as its decoder reads them."""
+    data = picture(33, 17, "WEBP", mode, lossless=lossless, exif=b"x" if mode == "RGBA" else b"")
+    for max_pixels, fails in ((33 * 17, False), (33 * 17 - 1, True)):
+        encoded = encode(step(size=4, max_pixels=max_pixels), [data])
+        assert bool(encoded.failed) is fails
+    assert encoded.failed[0].message == "the image claims 33x17 pixels, above max_pixels 560"
+
+
+def test_a_webp_bomb_is_refused_unopened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its decoder, which takes memory for what the file claims, is never made."""
+    monkeypatch.setattr(WebPImagePlugin, "WebPImageFile", None)
+    message = encode(step(size=4), [claimed_webp(16_000, 16_000)]).failed[0].message
+    assert message == "the image claims 16000x16000 pixels, above max_pixels 89478485"
+
+
+def test_a_line_is_not_blown_up() -> None:
+    """A picture of few pixels whose scaled copy would fill the memory is refused before it is scaled."""
+    out = io.BytesIO()
+    Pillow.new("L", (60_000, 1)).save(out, "PNG")
+    message = encode(step(), [out.getvalue()]).failed[0].message
+    assert message == "the image would be scaled to 13440000x224 pixels, above max_pixels 89478485"
+    assert encode(step(resize="stretch"), [out.getvalue()]).failed == {}
+
+
+def test_nothing_of_the_process_is_changed() -> None:
+    """Threads decode side by side, and leave Pillow's own limit and the warning filters alone."""
+    before = (Pillow.MAX_IMAGE_PIXELS, list(warnings.filters))
+    made = step(size=8)
+    pictures = [picture(20 + n, 30) for n in range(16)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda data: encode(made, [data, b"x"]), pictures))
+    assert (Pillow.MAX_IMAGE_PIXELS, list(warnings.filters)) == before
+    for data, encoded in zip(pictures, found, strict=True):
+        assert list(encoded.failed) == [1]
+        np.testing.assert_array_equal(
+            tensors.to_numpy(encoded.rows["pixel_values"]),
+            tensors.to_numpy(encode(made, [data, b"x"]).rows["pixel_values"]),
+        )
+
+
+def test_the_tensor_column_can_be_cut_and_joined() -> None:
+    """Rows are dropped, taken, cut and joined on their way: pixels stay with their row."""
+    rows = encode(step(size=2), [picture(4 + n, 5) for n in range(4)]).rows
+    column, whole = rows["pixel_values"], tensors.to_numpy(rows["pixel_values"])
+    for found, expected in (
+        (rows.filter(pa.array([True, False, False, True]))["pixel_values"], whole[[0, 3]]),
+        (rows.take(pa.array([3, 0, 0]))["pixel_values"], whole[[3, 0, 0]]),
+        (rows.slice(1, 2)["pixel_values"], whole[1:3]),
+        (pa.concat_arrays([column.slice(3), column]), whole[[3, 0, 1, 2, 3]]),
+    ):
+        assert found.type == column.type
+        np.testing.assert_array_equal(tensors.to_numpy(found), expected)
+    assert encode(step(size=2), []).rows.num_rows == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"size": 0}, {"size": [4, 0]}, {"resize_to": 0}, {"std": [1, 0, 1]}, {"max_pixels": 0}]
+)
+def test_numbers_that_make_no_picture(options: dict[str, Any]) -> None:
+    """Sizes are at least one, and nothing is divided by zero."""
+    with pytest.raises(ValueError, match="greater than"):
+        step(**options)
 
 
 def test_refusals() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
+import select
 import struct
 import termios
 import threading
@@ -19,6 +21,8 @@ from batchinfer.telemetry.devices import Devices
 from batchinfer.telemetry.live import LiveProgress, Painter
 from batchinfer.telemetry.stream import SafeStream
 
+MARK = b"\x1e"
+
 
 class Terminal:
     """A pseudo terminal and what it shows. Making it narrower breaks its lines, as most do."""
@@ -28,6 +32,7 @@ class Terminal:
         os.set_blocking(self._master, False)
         self.stream: TextIO = os.fdopen(slave, "w", encoding="utf-8")
         self.raw = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._new_screen(columns, lines)
 
     def _new_screen(self, columns: int, lines: int) -> None:
@@ -37,13 +42,23 @@ class Terminal:
 
     def shows(self) -> list[str]:
         """Return the lines on the screen, without the empty ones below."""
-        try:
-            while data := os.read(self._master, 1 << 16):
-                self.raw += data.decode()
-                self._emulator.feed(data.decode())
-        except BlockingIOError:
+        # The kernel passes data on when it likes: what was written before the mark has come with it.
+        os.write(self.stream.fileno(), MARK)
+        while not self.read(timeout=10):
             pass
         return "\n".join(line.rstrip() for line in self._screen.display).rstrip("\n").split("\n")
+
+    def read(self, *, timeout: float) -> bool:
+        """Take what was written, wait for it at most so long, and say whether it ends with the mark."""
+        assert select.select([self._master], [], [], timeout)[0] or timeout < 1, "nothing came"
+        try:
+            data = os.read(self._master, 1 << 16)
+        except BlockingIOError:
+            return False
+        text = self._decoder.decode(data.removesuffix(MARK))
+        self.raw += text
+        self._emulator.feed(text)
+        return data.endswith(MARK)
 
     def narrow(self, columns: int) -> None:
         """Make the window narrower: lines that are too long go on in the next row."""
@@ -189,7 +204,7 @@ def test_a_worker_that_says_too_much_is_cut_short(terminal: Terminal, run: Any, 
     reader = threading.Thread(target=live.close)
     reader.start()
     while reader.is_alive():
-        terminal.shows()
+        terminal.read(timeout=0.05)
     terminal.shows()
     lines = terminal.raw.replace("\r", "").split("\n")
     assert "(500 lines are not shown)" in lines[0]
@@ -232,7 +247,7 @@ def test_a_broken_terminal_does_not_matter(
     if stream == "none":
         finished(run, LiveProgress(run.tally, stream=None, devices=no_gpus))
         return
-    with open("/dev/full" if stream == "full" else tmp_path / "log", "w", encoding="utf-8") as file:  # noqa: PTH123
+    with open("/dev/full" if stream == "full" else tmp_path / "log", "w", encoding="utf-8") as file:
         if stream == "closed":
             file.close()
         finished(run, LiveProgress(run.tally, stream=file, devices=no_gpus))

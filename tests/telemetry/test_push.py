@@ -20,6 +20,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from batchinfer.config.sections import ObserveOptions, PushgatewayOptions
+from batchinfer.errors import JobFileError
 from batchinfer.telemetry import make_observers
 from batchinfer.telemetry.devices import Devices
 from batchinfer.telemetry.metrics import run_registry
@@ -70,7 +71,7 @@ def launch(url: str, log: Path) -> subprocess.Popen[bytes]:
 def wait_for(url: str) -> None:
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
-        with suppress(OSError), urllib.request.urlopen(f"{url}/-/ready", timeout=1):  # noqa: S310 - our own
+        with suppress(OSError), urllib.request.urlopen(f"{url}/-/ready", timeout=1):
             return
         time.sleep(0.02)
     pytest.fail("the gateway did not start")
@@ -85,7 +86,7 @@ def real(gateway: Callable[[], str], require: Callable[[str], str]) -> str:
 
 def series(url: str, job: str, instance: str) -> dict[str, float]:
     """Return what a gateway holds of one group, by name and the labels that are not the group's."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:  # noqa: S310 - our own
+    with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
         text = answer.read().decode()
     found = {}
     for family in text_string_to_metric_families(text):
@@ -349,6 +350,16 @@ def test_a_password_in_the_url_is_used_and_not_told(run: Any) -> None:
     (warning,) = pushed.warnings
     assert "it answers HTTP 401;" in warning
     assert "s3cret" not in warning
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[bad", "http://user:s3cret@:9091", "http://host:http", "http://host:0"]
+)
+def test_a_url_without_a_host_is_refused_at_once(run: Any, url: str) -> None:
+    """A URL that can never work is an error of the job file, which does not repeat it."""
+    with pytest.raises(JobFileError, match="names no host") as caught:
+        Pushed(run, url)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_a_run_that_never_began_pushes_nothing(run: Any) -> None:

@@ -50,13 +50,49 @@ def test_failed_rows_are_shown_with_their_place(run: Any, failed_row: Callable[.
 
 
 def test_nothing_left_to_do(run: Any) -> None:
-    """The second run of a job says so, and has no speed to boast of."""
-    run.start(rows=1000, reused=1000)
-    run.finish(rows_ok=999, rows_error=1, rows_filtered=0)
+    """The second run of a job says so in one sentence."""
+    run.start(rows=12_000, reused=12_000)
+    run.finish(rows_ok=12_000, rows_error=0, rows_filtered=0)
+    assert lines(run) == ["nothing left to do   embed   all 12,000 rows are committed"]
+
+
+def test_nothing_left_to_do_does_not_hide_failed_rows(run: Any) -> None:
+    """Rows that failed in an earlier run are still told of."""
+    run.start(rows=12_000, reused=12_000)
+    run.finish(rows_ok=11_951, rows_error=49, rows_filtered=0)
+    assert lines(run) == ["nothing left to do   embed   all 12,000 rows are committed, 49 of them failed"]
+
+
+def test_an_input_without_rows(run: Any) -> None:
+    """Shards that hold no rows are not called committed."""
+    run.start(rows=0, units=0)
+    run.finish(rows_ok=0, rows_error=0, rows_filtered=0)
+    assert lines(run) == ["nothing left to do   embed   the input has no rows"]
+
+
+def test_a_run_that_came_to_nothing(run: Any) -> None:
+    """Where not one unit was committed there are no zeros to read: the error says the rest."""
+    run.start(rows=1000)
+    run.clock.now = 1.0
+    run.finish(exit_code=78)
+    assert lines(run) == [
+        "stopped (exit code 78)   embed   run 7f3a91c2   1.0 s",
+        "rows      0 of 1,000 committed",
+    ]
+
+
+def test_errors_of_a_resumed_run_are_its_own(run: Any, failed_row: Callable[..., Any]) -> None:
+    """Beside the count of the whole output, that of this run says that it is one."""
+    run.start(rows=100, reused=50)
+    run.ready()
+    run.clock.now = 2.0
+    run.commit(49, errors=(failed_row(60),))
+    run.finish(rows_ok=97, rows_error=3, rows_filtered=0)
     seen = lines(run)
-    assert seen[0].startswith("nothing left to do")
-    assert seen[1] == "rows      1,000 in = 999 ok + 1 error + 0 filtered"
-    assert not [line for line in seen if line.startswith("speed")]
+    assert seen[1] == "rows      100 in = 97 ok + 3 error + 0 filtered"
+    assert [line for line in seen if line.startswith("errors")] == [
+        "errors    1 (2.0 %) in this run   decode 1"
+    ]
 
 
 def test_a_run_that_was_stopped(run: Any) -> None:
@@ -94,8 +130,10 @@ def test_a_folder_with_spaces_can_be_copied(run: Any) -> None:
     """The command to run next is quoted for the shell."""
     from dataclasses import replace
 
-    run.start(rows=0, units=0)
-    run.finish(rows_ok=0, rows_error=0, rows_filtered=0)
+    run.start(rows=1, units=1)
+    run.ready()
+    run.commit(1)
+    run.finish(rows_ok=1, rows_error=0, rows_filtered=0)
     seen = summary(replace(run.tally.snapshot(), output="/data/my out"))
     assert seen[-1].plain == "next      batchinfer verify '/data/my out'"
 

@@ -1,0 +1,120 @@
+"""What users touch is frozen: to change it is a decision, made by editing these lists."""
+
+from __future__ import annotations
+
+import typing
+
+import typer
+
+import batchinfer
+from batchinfer import registry
+from batchinfer.cli.app import app
+from batchinfer.config import sections
+from batchinfer.data import ErrorCode
+from batchinfer.errors import ExitCode
+from batchinfer.events import Event
+
+EXIT_CODES = {
+    "OK": 0,
+    "CRASH": 1,
+    "USAGE": 2,
+    "DATA_QUALITY": 3,
+    "DATA": 65,
+    "NO_INPUT": 66,
+    "FINGERPRINT": 67,
+    "UNAVAILABLE": 69,
+    "INTERNAL": 70,
+    "DEVICE": 71,
+    "UNSAFE_STORE": 73,
+    "IO": 74,
+    "INTERRUPTED": 75,
+    "POISON": 76,
+    "AUTH": 77,
+    "CONFIG": 78,
+    "EMPTY": 99,
+}
+VERBS = {
+    "init": {"model", "data", "--output", "--write", "-w"},
+    "validate": {"job", "--param", "-p", "--set", "-s", "--model", "--no-model"},
+    "plan": {"job", "--param", "-p", "--set", "-s", "--json"},
+    "preview": {"job", "--param", "-p", "--set", "-s", "--rows", "-n", "--json"},
+    "run": {"job", "--param", "-p", "--set", "-s", "--log-format", "--exit-empty"},
+    "status": {"output", "--json"},
+    "verify": {"output", "--deep"},
+    "schema": set(),
+    "doctor": {"--json"},
+}
+KEYS = {
+    "InputOptions": "path format storage_options partitioning columns where limit sample",
+    "ModelOptions": "backend path entry version sha256 inputs precision forbid_nan allow_unsafe_model",
+    "BatchingOptions": "size by window_rows",
+    "OutputOptions": "path format storage_options carry columns partition_by meta commit",
+    "CheckpointOptions": "unit_rows",
+    "ErrorsOptions": "on_error max",
+    "ComputeOptions": "devices workers_per_device threads readers queue_bytes",
+    "ObserveOptions": "interval pushgateway",
+    "PushgatewayOptions": "url every instance timeout",
+}
+EVENTS = {
+    "RunStarted",
+    "WorkerReady",
+    "BatchFinished",
+    "UnitCommitted",
+    "WorkerExited",
+    "WorkerSaid",
+    "Warned",
+    "RunFinished",
+}
+COMPONENTS = {
+    "sources": "arrow csv files jsonl parquet",
+    "preprocessors": "columns image prompt python tokenize",
+    "backends": "onnx python simulated torch transformers",
+    "postprocessors": "argmax cast cls_pool labels mean_pool normalize python rename sigmoid softmax threshold top_k",
+    "sinks": "jsonl parquet",
+}
+ERROR_CODES = "decode schema model timeout memory crash device endpoint user"
+
+
+def test_exit_codes() -> None:
+    """Schedulers depend on the numbers."""
+    assert {code.name: int(code) for code in ExitCode} == EXIT_CODES
+
+
+def test_the_python_interface() -> None:
+    """What `import batchinfer` offers, and that all of it is there."""
+    assert batchinfer.__all__ == ["BatchinferError", "ExitCode", "RunReport", "run_job"]
+    assert all(getattr(batchinfer, name) is not None for name in batchinfer.__all__)
+
+
+def test_the_command_line() -> None:
+    """Every verb with its arguments and options."""
+    found = {}
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        spelled = {
+            text
+            for parameter in command.params
+            for text in (
+                [*parameter.opts, *parameter.secondary_opts]
+                if parameter.param_type_name == "option"
+                else [parameter.name]
+            )
+        }
+        found[name] = spelled - {"--help"}
+    assert found == VERBS
+
+
+def test_the_keys_of_a_job() -> None:
+    """The keys that every format and backend shares, section by section."""
+    found = {name: " ".join(getattr(sections, name).model_fields) for name in KEYS}
+    assert found == KEYS
+
+
+def test_components() -> None:
+    """The names that a job file may use."""
+    assert {kind: " ".join(sorted(names)) for kind, names in registry.BUILT_IN.items()} == COMPONENTS
+
+
+def test_events_and_error_codes() -> None:
+    """What observers hear, and why a row may fail."""
+    assert {cls.__name__ for cls in typing.get_args(Event)} == EVENTS
+    assert " ".join(ErrorCode) == ERROR_CODES

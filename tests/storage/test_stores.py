@@ -1,0 +1,251 @@
+"""One contract for every store: files, memory, and S3 as a real server speaks it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batchinfer.engine.commit import create_once
+from batchinfer.errors import DataError, UnavailableError, UnsafeStoreError
+from batchinfer.runner.output import probe
+from batchinfer.storage import AlreadyExists, ObjectMissing, Store, open_store, split_glob
+from batchinfer.storage.posix import PosixStore
+from tests.conftest import Run, doubling_job, parts_of, write_shards
+
+CANARY = "canary-7f3a9c-do-not-print"
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """Start an S3 server on a free port, with a bucket, and end it at the end."""
+    with socket.socket() as probe_socket:
+        probe_socket.bind(("127.0.0.1", 0))
+        port = probe_socket.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    endpoint = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(endpoint)
+        request = urllib.request.Request(f"{endpoint}/lake", method="PUT")
+        urllib.request.urlopen(request, timeout=10).close()
+        yield endpoint
+    finally:
+        server.kill()
+        server.wait(10)
+
+
+def _wait_for(endpoint: str) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            urllib.request.urlopen(endpoint, timeout=2).close()
+        except OSError:
+            assert time.monotonic() < deadline, "the S3 server did not start"
+            time.sleep(0.1)
+        else:
+            return
+
+
+@pytest.fixture(params=["posix", "memory", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Store, str]:
+    """Return a store and an empty folder in it."""
+    name = tmp_path.name
+    if request.param == "posix":
+        return open_store(str(tmp_path), {}), str(tmp_path / "root")
+    if request.param == "memory":
+        return open_store(f"memory://{name}", {}), f"memory://{name}/root"
+    endpoint = request.getfixturevalue("s3")
+    options = {"endpoint_url": endpoint, "key": "k", "secret": "s"}
+    return open_store("s3://lake", options), f"s3://lake/{name}/root"
+
+
+def test_listing_and_globs(place: tuple[Store, str]) -> None:
+    """Folders, files and globs list what they should, sorted; hidden names are left out of globs."""
+    store, root = place
+    assert store.entries(root) == []
+    names = [
+        "a=1/x.parquet",
+        "a=2/y z.parquet",
+        "a=2/deep/w.pq",
+        "_meta/plan.json",
+        ".tmp/x.parquet",
+        "ünï%20.csv",
+    ]
+    for name in names:
+        store.put(f"{root}/{name}", name.encode())
+
+    def glob(pattern: str) -> list[str]:
+        return [entry.uri.removeprefix(f"{root}/") for entry in store.glob(f"{root}/{pattern}".rstrip("/"))]
+
+    everything = sorted(entry.uri.removeprefix(f"{root}/") for entry in store.entries(root))
+    assert everything == sorted(names)
+    assert glob("") == ["a=1/x.parquet", "a=2/deep/w.pq", "a=2/y z.parquet", "ünï%20.csv"]
+    assert glob("a=*/*.parquet") == ["a=1/x.parquet", "a=2/y z.parquet"]
+    assert glob("**/*.p[aq]*") == ["a=1/x.parquet", "a=2/deep/w.pq", "a=2/y z.parquet"]
+    assert glob("a=?/x.parquet") == ["a=1/x.parquet"]
+    assert glob("a=1/x.parquet") == ["a=1/x.parquet"]
+    assert glob("a=2") == ["a=2/deep/w.pq", "a=2/y z.parquet"]
+    assert glob("a=[!1]/*z*") == ["a=2/y z.parquet"]
+    assert glob("nothing/*.parquet") == []
+
+
+def test_create_is_once(place: tuple[Store, str]) -> None:
+    """The second create of a name is refused and changes nothing; of eight at once, one wins."""
+    store, root = place
+    store.create(f"{root}/one", b"first")
+    with pytest.raises(AlreadyExists):
+        store.create(f"{root}/one", b"second")
+    assert store.read(f"{root}/one") == b"first"
+    store.create(f"{root}/empty", b"")
+    assert store.read(f"{root}/empty") == b""
+
+    def race(number: int) -> bool:
+        try:
+            store.create(f"{root}/raced", str(number).encode())
+        except AlreadyExists:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(race, range(8)))
+    assert sum(won) == 1
+    assert store.read(f"{root}/raced") == str(won.index(True)).encode()
+
+
+def test_put_read_delete(place: tuple[Store, str]) -> None:
+    """Put replaces, read returns all bytes, delete is done twice without harm, what is gone is missing."""
+    store, root = place
+    data = os.urandom(5_000_000)
+    store.put(f"{root}/big", b"small")
+    store.put(f"{root}/big", data)
+    assert store.read(f"{root}/big") == data
+    store.delete(f"{root}/big")
+    store.delete(f"{root}/big")
+    with pytest.raises(ObjectMissing):
+        store.read(f"{root}/big")
+
+
+def test_open_reads_parquet_of_the_planned_version(place: tuple[Store, str]) -> None:
+    """Pyarrow reads through it; another version of the object than the planned one is refused."""
+    store, root = place
+    out = pa.BufferOutputStream()
+    pq.write_table(pa.table({"n": range(1000)}), out)
+    store.put(f"{root}/a.parquet", out.getvalue())
+    (entry,) = store.glob(f"{root}/a.parquet")
+    file = pq.ParquetFile(store.open(entry.uri, version=entry.version), pre_buffer=True)
+    assert file.read().num_rows == 1000
+    store.put(f"{root}/a.parquet", out.getvalue().to_pybytes() + b" ")
+    with pytest.raises(DataError, match="changed after it was planned"):
+        store.open(entry.uri, version=entry.version)
+
+
+def test_the_probe_passes(place: tuple[Store, str]) -> None:
+    """Each of these stores keeps the promise that commits rest on, and nothing is left of the probe."""
+    store, root = place
+    probe(store, root, commit="conditional")
+    assert store.entries(root) == []
+
+
+class Scripted(PosixStore):
+    """A store whose creates do what a script says: `applied` or `lost`, then an error."""
+
+    def __init__(self, *script: str) -> None:
+        self.script = list(script)
+
+    def create(self, uri: str, data: Any) -> None:
+        """Do the next thing of the script."""
+        step = self.script.pop(0) if self.script else "works"
+        if step in {"applied", "works"}:
+            super().create(uri, data)
+        if step != "works":
+            raise UnavailableError("the connection was reset", where=uri)
+
+
+@pytest.mark.parametrize("script", [[], ["applied"], ["lost"], ["lost", "applied"], ["lost", "lost", "lost"]])
+def test_an_unclear_answer_is_read_back(tmp_path: Path, script: list[str]) -> None:
+    """Applied or not, a write whose answer was lost ends as one object, known to be ours."""
+    assert create_once(Scripted(*script), str(tmp_path / "x"), b"ours") is True
+    assert (tmp_path / "x").read_bytes() == b"ours"
+
+
+def test_anothers_write_is_known_as_such(tmp_path: Path) -> None:
+    """A name that holds other bytes was somebody else's: not ours, and left as it is."""
+    (tmp_path / "x").write_bytes(b"theirs")
+    assert create_once(PosixStore(), str(tmp_path / "x"), b"ours") is False
+    assert (tmp_path / "x").read_bytes() == b"theirs"
+
+
+def test_a_store_that_stays_away_is_an_error(tmp_path: Path) -> None:
+    """A store that never answers ends with its error after a few tries."""
+    with pytest.raises(UnavailableError, match="connection was reset"):
+        create_once(Scripted(*["lost"] * 9), str(tmp_path / "x"), b"ours")
+
+
+class Lying(PosixStore):
+    """A store that overwrites where it should refuse."""
+
+    def create(self, uri: str, data: Any) -> None:
+        """Overwrite."""
+        self.put(uri, data)
+
+
+def test_a_store_that_lies_is_refused(tmp_path: Path) -> None:
+    """A store that ignores the condition is found out by the probe, unless the job declares what it can."""
+    with pytest.raises(UnsafeStoreError, match="only if its name is free"):
+        probe(Lying(), str(tmp_path / "out"), commit="conditional")
+    probe(Lying(), str(tmp_path / "out"), commit="single-writer")
+
+
+def test_splitting_globs() -> None:
+    """The fixed folder of a pattern ends before the first magic letter."""
+    assert split_glob("s3://b/a/dt=*/*.pq") == ("s3://b/a", "dt=*/*.pq")
+    assert split_glob("/data/x.pq") == ("/data/x.pq", "")
+    assert split_glob("/*.pq") == ("/", "*.pq")
+    assert split_glob("a?/b") == (".", "a?/b")
+
+
+def test_a_run_from_s3_to_s3(
+    s3: str, tmp_path: Path, batchinfer: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole command over S3, credentials from the environment: complete, resumed, and no secret anywhere."""
+    write_shards(tmp_path / "in", [250])
+    options = {"endpoint_url": s3, "key": "k", "secret": "s"}
+    store = open_store("s3://lake", options)
+    base = f"s3://lake/{tmp_path.name}"
+    store.put(f"{base}/in/a.parquet", (tmp_path / "in" / "shard-0.parquet").read_bytes())
+    monkeypatch.setenv("LAKE_SECRET", CANARY)
+    secret = {"endpoint_url": s3, "access_key_id": "k", "secret_access_key": "${env:LAKE_SECRET}"}
+    job = str(
+        doubling_job(
+            tmp_path,
+            input={"path": f"{base}/in/*.parquet", "storage_options": secret},
+            output={"path": f"{base}/out", "storage_options": secret},
+        )
+    )
+    done = batchinfer("run", job, "--log-format", "json")
+    assert done.returncode == 0, done.stderr
+    again = batchinfer("run", job)
+    assert "nothing left to do" in again.stderr
+    verified = batchinfer("verify", "--deep", job)
+    assert verified.returncode == 0, verified.stderr
+    parts = [store.read(entry.uri) for entry in store.glob(f"{base}/out/*.parquet")]
+    rows = [row for part in parts for row in pq.read_table(pa.BufferReader(part))["id"].to_pylist()]
+    assert rows == list(range(250))
+    said = done.stdout + done.stderr + again.stdout + again.stderr + verified.stdout
+    assert CANARY not in said
+    assert all(CANARY.encode() not in store.read(entry.uri) for entry in store.entries(base))
+    assert parts_of(tmp_path / "in")
