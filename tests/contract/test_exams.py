@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from tests.sources.test_reading import table_of, write  # type: ignore[import-untyped]
 
 from batchinfer import registry, tensors
 from batchinfer.data import TensorSpec, Unit
@@ -48,6 +48,20 @@ def png() -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (9, 7), (10, 20, 30)).save(out, "PNG")
     return out.getvalue()
+
+
+def write(kind: str, path: Path) -> None:
+    """Write fifty rows in one of the formats."""
+    table = pa.table({"n": range(50), "t": [f"row {row}" for row in range(50)]})
+    if kind == "parquet":
+        pq.write_table(table, path, row_group_size=9)
+    elif kind == "arrow":
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=9)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    else:
+        path.write_text("n,t\n" + "".join(f"{row['n']},{row['t']}\n" for row in table.to_pylist()))
 
 
 ROWS = pa.RecordBatch.from_pydict(
@@ -172,7 +186,7 @@ def test_source(tmp_path: Path, name: str) -> None:
             (tmp_path / "data" / f"{at}.bin").write_bytes(bytes([at]) * at)
         columns = ["path", "bytes"]
     else:
-        write(name, tmp_path / "data" / f"a.{name}", table_of(50), 9)
+        write(name, tmp_path / "data" / f"a.{name}")
         columns = ["t", "n"]
 
     def read(_: int) -> list[Any]:
