@@ -129,6 +129,7 @@ def check_weights(folder: Path, *, allow_unsafe: bool) -> None:
     """Refuse a folder whose weights are pickles, unless the job trusts them. Raises JobFileError."""
     if not (folder / "config.json").is_file():
         raise JobFileError(f"{folder} holds no config.json, so it is no model folder of transformers")
+    _check_index(folder)
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(file.name for file in folder.glob("*.bin"))
@@ -139,3 +140,18 @@ def check_weights(folder: Path, *, allow_unsafe: bool) -> None:
             f"{folder} keeps its weights in {pickles[0]}, a pickle: it can run any code of whoever made it",
             hint="save the model as safetensors; or model.allow_unsafe_model: true if you trust its maker",
         )
+
+
+def _check_index(folder: Path) -> None:
+    """Refuse an index of weights that leads out of the folder. Raises JobFileError."""
+    for index in folder.glob("*.index.json"):
+        try:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise JobFileError(f"{index} is no index of weights: {error}") from error
+        outside = sorted(name for name in names if Path(str(name)).name != name)
+        if outside:
+            raise JobFileError(
+                f"{index} names {outside[0]!r}, which is no file of this folder",
+                hint="put all weights of the model into its folder",
+            )

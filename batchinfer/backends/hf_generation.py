@@ -51,6 +51,14 @@ class Generator:
 
     def answer(self, texts: list[str]) -> dict[str, Any]:
         """Return `text`, `num_tokens` (the end's included) and `finish_reason` (stop or length)."""
+        if self._options.temperature == 0 or len(texts) <= 1:
+            return self._answer(texts)
+        # Sampled rows are drawn one by one: numbers drawn for a batch would make a row's text depend on
+        # its neighbours.
+        answers = [self._answer([text]) for text in texts]
+        return {name: _joined([answer[name] for answer in answers]) for name in answers[0]}
+
+    def _answer(self, texts: list[str]) -> dict[str, Any]:
         import torch
 
         encoded = self._encoded(texts)
@@ -74,8 +82,10 @@ class Generator:
         chat = self._options.chat
         if chat:
             texts = [self._as_message(text) for text in texts]
+        # A model begins from something: an empty text is its beginning, or else its end.
+        nothing = self._tokenizer.bos_token or self._tokenizer.eos_token or " "
         encoded = self._tokenizer(
-            texts,
+            [text or nothing for text in texts],
             padding=True,
             truncation=self._max_length is not None,
             max_length=self._max_length,
@@ -88,3 +98,10 @@ class Generator:
         message = [{"role": "user", "content": text}]
         filled = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         return str(filled)
+
+
+def _joined(columns: list[Any]) -> Any:
+    """Put the columns of single rows together."""
+    if isinstance(columns[0], np.ndarray):
+        return np.concatenate(columns)
+    return pa.concat_arrays(columns)

@@ -203,6 +203,11 @@ class TransformersBackend:
             raise _load_error(folder, error) from error
         if self._task == "token-classification" and not tokenizer.is_fast:
             raise ContractError(f"{folder} has no tokenizer.json, so places in the text are not known")
+        if tokenizer.pad_token is None:
+            # Causal models have none: their end serves, and the mask hides it.
+            tokenizer.pad_token = tokenizer.eos_token
+        if self._model.config.pad_token_id is None:
+            self._model.config.pad_token_id = tokenizer.pad_token_id
         return tokenizer
 
     def _longest(self) -> int | None:
@@ -282,8 +287,8 @@ class TransformersBackend:
         return {"embedding": to_host(vectors)}
 
     def _classify(self, encoded: dict[str, Any]) -> dict[str, Any]:
-        several = self._model.config.problem_type == "multi_label_classification"
-        chances = hf_tasks.probabilities(self._model(**encoded).logits, several=several).cpu().numpy()
+        problem = self._model.config.problem_type
+        chances = hf_tasks.probabilities(self._model(**encoded).logits, problem=problem).cpu().numpy()
         names, scores = hf_tasks.best_labels(chances, self._labels)
         return {"label": names, "score": scores, "probabilities": chances}
 

@@ -32,9 +32,15 @@ def pooled(hidden: Any, mask: Any, *, pooling: str, normalize: bool) -> Any:
     return torch.nn.functional.normalize(vectors, p=2, dim=1) if normalize else vectors
 
 
-def probabilities(logits: Any, *, several: bool) -> Any:
-    """Return probabilities of shape (rows, labels): independent ones where a row may have several labels."""
+def probabilities(logits: Any, *, problem: str | None) -> Any:
+    """Return probabilities of shape (rows, labels): independent ones where a row may have several labels.
+
+    `problem` is the folder's `problem_type`; the numbers of a regression are what they are.
+    """
     scores = logits.float()
+    if problem == "regression":
+        return scores
+    several = problem == "multi_label_classification"
     return scores.sigmoid() if several or scores.shape[-1] == 1 else scores.softmax(-1)
 
 

@@ -157,7 +157,7 @@ class OnnxBackend:
         try:
             return onnxruntime.InferenceSession(path, settings, providers=providers, enable_fallback=0)
         except Exception as error:
-            if _is_device_trouble(error):
+            if _is_device_trouble(error, path=str(path)):
                 raise DeviceError(f"{path} cannot be loaded: {_first_line(error)}", hint=WAY_OUT) from error
             raise DataError(f"{path} is no model that onnxruntime can load: {_first_line(error)}") from error
 
@@ -199,8 +199,9 @@ def _provider_options(options: OnnxOptions, name: str, stream: Any) -> dict[str,
     return chosen
 
 
-def _is_device_trouble(error: Exception) -> bool:
-    text = str(error)
+def _is_device_trouble(error: Exception, *, path: str = "") -> bool:
+    # The model's path stands in the message, and may hold any word.
+    text = str(error).replace(path, "") if path else str(error)
     marks = ("CUDA", "CUDNN", "cuBLAS", "Failed to allocate memory", "EP_FAIL")
     return any(mark in text for mark in marks)
 
@@ -224,5 +225,7 @@ def _first_line(error: Exception) -> str:
 def _host(value: Any) -> Any:
     """Return an input as an ndarray: of a device's tensor a copy, of texts one of objects."""
     if isinstance(value, (pa.Array, pa.ChunkedArray)):
+        if value.null_count:
+            raise DataError("a text for the model is null")
         return value.to_numpy(zero_copy_only=False).astype(object)
     return value if isinstance(value, np.ndarray) else value.cpu().numpy()

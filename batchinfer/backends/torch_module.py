@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from batchinfer.backends import torch_files, torch_signature
 from batchinfer.backends.fixed_batch import in_batches_of
 from batchinfer.backends.torch_device import torch_device
@@ -223,7 +225,7 @@ class TorchBackend:
                     f"the model gave no {spec.name!r}, but {', '.join(map(repr, named)) or 'no tensor'}",
                     hint="name what it gives in model.signature.outputs",
                 )
-            results[spec.name] = to_host(_as_declared(value, spec))
+            results[spec.name] = _own(to_host(_as_declared(value, spec)))
         return results
 
 
@@ -233,15 +235,28 @@ def _check_numbers(specs: Sequence[TensorSpec]) -> None:
             raise ContractError(f"model.signature: `{spec}` is no tensor; torch takes and gives numbers only")
 
 
+def _own(value: Any) -> Any:
+    """Copy host memory: a module may return a buffer of its own, and write the next batch into it."""
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
 def _as_declared(value: Any, spec: TensorSpec) -> Any:
     """Return a result with its declared dtype. Raises DataError where that would lose what it says."""
     import torch
 
     wanted = getattr(torch, spec.dtype)
-    if not torch.can_cast(value.dtype, wanted):
-        given = str(value.dtype).removeprefix("torch.")
+    given_name = str(value.dtype).removeprefix("torch.")
+    if value.dtype.is_floating_point and wanted.is_floating_point:
+        fits = True
+    else:
+        # A narrower whole number is looked at, on the CPU: on a GPU the look would stop the stream.
+        fits = torch.can_cast(value.dtype, wanted) and (
+            np.can_cast(given_name, spec.dtype)
+            or (not value.is_cuda and bool((value.to(wanted).to(value.dtype) == value).all()))
+        )
+    if not fits:
         raise DataError(
-            f"the model gave {spec.name!r} as {given}, which is no {spec.dtype}",
+            f"the model gave {spec.name!r} as {given_name}, which is no {spec.dtype}",
             hint="correct its type in model.signature.outputs",
         )
     return value.to(wanted)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from batchinfer.backends.entry_loading import create, users_code
 from batchinfer.backends.type_text import Signature, parse_outputs, parse_specs
@@ -107,5 +108,10 @@ class PythonBackend:
 
 
 def _kept(value: Any) -> Any:
-    """Copy an ndarray: the class may use the same memory for the next batch."""
-    return value.copy() if isinstance(value, np.ndarray) else value
+    """Copy a result: the class may use its memory for the next batch. Tensors and lists become arrays."""
+    if isinstance(value, (pa.Array, pa.ChunkedArray)):
+        return value
+    if hasattr(value, "detach"):
+        tensor = value.detach()
+        return tensor if tensor.is_cuda else tensor.cpu().numpy().copy()
+    return np.array(value)
