@@ -76,8 +76,8 @@ class Preprocessor(Protocol):
     Pure: the result depends on the rows alone. Called from several threads at once.
     """
 
-    def input_columns(self) -> frozenset[str]:
-        """Columns that this step reads."""
+    def input_columns(self) -> frozenset[str] | None:
+        """Columns that this step reads; None for all there are."""
         ...
 
     def output_schema(self, schema: pa.Schema) -> pa.Schema:

@@ -102,7 +102,7 @@ def _report_missing(
 def _refuse_drift(job: Job, source: pa.Schema, steps: Sequence[Preprocessor], backend: Backend) -> None:
     """Raise DataError for a column that the job uses and that the files disagree about."""
     used = {*(job.input.columns or ()), *job.output.carry}
-    used |= {name for step in steps for name in step.input_columns()}
+    used |= {name for step in steps for name in step.input_columns() or ()}
     used |= {job.model.inputs.get(spec.name, spec.name) for spec in backend.inputs}
     for name in sorted(used - set(source.names)):
         reason = why_absent(source, name)
@@ -127,7 +127,8 @@ def _through_steps(
     for at, step in enumerate(steps):
         key = ("preprocess", at, job.preprocess[at].name)
         where = f"{job.place(key)}  preprocess[{at}].{job.preprocess[at].name}:"
-        wanted = step.input_columns()
+        asked = step.input_columns()
+        wanted = frozenset(schema.names) if asked is None else asked
         missing = sorted(wanted - set(schema.names))
         for name in missing:
             guess = _guess(name, schema.names)

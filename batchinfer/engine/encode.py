@@ -102,9 +102,8 @@ class Encoder:
     def _not_finite(self, rows: pa.RecordBatch) -> dict[int, Failure]:
         """Find the rows whose float inputs hold NaN or infinity."""
         bad: dict[int, Failure] = {}
-        for column in self._floats:
-            values = tensors.to_numpy(rows[column]).reshape(rows.num_rows, -1)
-            for position in np.flatnonzero(~np.isfinite(values).all(axis=1)):
+        for column in self._floats if rows.num_rows else ():
+            for position in _rows_not_finite(rows[column]):
                 message = f"{column} holds NaN or infinity, which model.forbid_nan refuses"
                 bad.setdefault(int(position), Failure(ErrorCode.SCHEMA, message))
         return bad
@@ -125,3 +124,13 @@ class Encoder:
             return pa.array(chunk.numbers, pa.int64())
         value = chunk.unit.shard.key if name == "_source" else self._constants[name]
         return pa.repeat(pa.scalar(value, META_TYPES[name]), chunk.rows.num_rows)
+
+
+def _rows_not_finite(column: pa.Array) -> np.ndarray[Any, Any]:
+    """Return the positions of rows that hold NaN or infinity; the column holds no null."""
+    if tensors.is_ragged(column.type):
+        flat = column.flatten().to_numpy(zero_copy_only=False)
+        owners = np.repeat(np.arange(len(column)), tensors.lengths(column))
+        return np.unique(owners[~np.isfinite(flat)])
+    values = tensors.to_numpy(column).reshape(len(column), -1)
+    return np.flatnonzero(~np.isfinite(values).all(axis=1))

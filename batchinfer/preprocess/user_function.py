@@ -42,9 +42,9 @@ class Python:
     def __init__(self, options: PythonOptions) -> None:
         self._options = options
 
-    def input_columns(self) -> frozenset[str]:
-        """Columns that the function needs."""
-        return frozenset(self._options.columns or ())
+    def input_columns(self) -> frozenset[str] | None:
+        """Columns that the function needs; None for all there are."""
+        return None if self._options.columns is None else frozenset(self._options.columns)
 
     def output_schema(self, schema: pa.Schema) -> pa.Schema:
         """Return the declared schema, or ask the function with an empty batch. Raises ContractError."""

@@ -277,7 +277,11 @@ class _Session:
         if any(uri.startswith("memory://") for uri in _urls(self._job)):
             return lambda start: InlineWorker()  # noqa: ARG005 - told over its channel
         threads = str(self._job.compute.threads)
-        environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true"}
+        environment = {
+            "OMP_NUM_THREADS": threads,
+            "RAYON_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "true",
+        }
         return lambda start: ProcessWorker(environment=environment)  # noqa: ARG005 - see above
 
     def _report(self, prepared: Prepared, pending: Sequence[int], manifest: Mapping[str, Any]) -> RunReport:

@@ -73,6 +73,7 @@ class Supervisor:
         self._interrupts = interrupts
         self._selector = selectors.DefaultSelector()
         self._members: list[_Member] = []
+        self._told: str | None = None
 
     def run(self) -> None:
         """Run every unit. Raises what ended it: a worker's error, Interrupted, or what `on_done` raises.
@@ -86,7 +87,8 @@ class Supervisor:
             while self._busy():
                 self._turn()
             self._end(drain=True)
-        except BaseException:
+        except BaseException as error:
+            self._told = getattr(error, "message", None)
             self._end(drain=False)
             raise
         finally:
@@ -261,7 +263,9 @@ class Supervisor:
         try:
             listen(member)
         except BatchinferError as error:
-            self._emit(Warned(code="late_error", message=error.message))
+            # Two workers that find the same fault in a job are one piece of news.
+            if error.message != self._told:
+                self._emit(Warned(code="late_error", message=error.message))
 
 
 def rebuild(failure: Failed) -> BatchinferError:

@@ -35,14 +35,7 @@ def unify(inspected: Sequence[tuple[Shard, pa.Schema]]) -> pa.Schema:
     shards = [shard for shard, _ in inspected]
     _check_layout(shards)
     partitions = partition_fields(shards)
-    for shard, schema in inspected:
-        for field in partitions:
-            if field.name in schema.names:
-                raise DataError(
-                    f"column {field.name!r} is both in the file and in its folders' names",
-                    where=shard.uri,
-                    hint="set input.partitioning: none to use the file's column",
-                )
+    _check_twice(inspected, {field.name for field in partitions})
     fields, absent = _common_fields(inspected)
     metadata = {_ABSENT: json.dumps(absent, sort_keys=True)} if absent else None
     return pa.schema([*fields, *partitions], metadata=metadata)
@@ -62,6 +55,21 @@ def _check_layout(shards: Sequence[Shard]) -> None:
             f"the files mix partition layouts: {layouts[0].key} and {layouts[1].key}",
             hint="name one layout in input.path, or set input.partitioning: none",
         )
+
+
+def _check_twice(inspected: Sequence[tuple[Shard, pa.Schema]], partitions: set[str]) -> None:
+    seen = None
+    for shard, schema in inspected:
+        # Most files have the schema of the one before.
+        if seen is not None and schema.equals(seen):
+            continue
+        seen = schema
+        for name in sorted(partitions.intersection(schema.names)):
+            raise DataError(
+                f"column {name!r} is both in the file and in its folders' names",
+                where=shard.uri,
+                hint="set input.partitioning: none to use the file's column",
+            )
 
 
 def _common_fields(inspected: Sequence[tuple[Shard, pa.Schema]]) -> tuple[list[pa.Field], dict[str, str]]:

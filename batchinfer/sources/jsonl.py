@@ -106,7 +106,7 @@ def _table(data: bytes, schema: pa.Schema | None) -> pa.Table:
     if schema is None:
         return pa.json.read_json(io.BytesIO(data), reading)
     # A column of nothing gives the rows their number where no column is wanted.
-    read = [pa.field(field.name, _readable(field.type)) for field in schema] or [pa.field("", pa.null())]
+    read = [pa.field(field.name, _readable(field.type)) for field in schema] or [pa.field("\0", pa.null())]
     options = pa.json.ParseOptions(explicit_schema=pa.schema(read), unexpected_field_behavior="ignore")
     return pa.json.read_json(io.BytesIO(data), reading, options)
 

@@ -167,8 +167,6 @@ def _parsed(
     store: Store, unit: Unit, block: Block, data: bytes, parse: Callable[[bytes], pa.RecordBatch]
 ) -> pa.RecordBatch:
     uri, version = unit.shard.uri, unit.shard.version
-    if len(data) < block.num_bytes:
-        raise DataError("the file is shorter than it was planned", where=uri)
     try:
         rows = parse(data)
     except BadRecordError as bad:
@@ -179,6 +177,6 @@ def _parsed(
         raise DataError(
             f"{block.num_rows} records were counted in a block, and {rows.num_rows} parsed",
             where=f"{uri}:{line} and on",
-            hint="quotes or line ends are broken in this part of the file",
+            hint="a record must stand on a line of its own, and quotes and line ends must be whole",
         )
     return rows

@@ -24,7 +24,7 @@ class FsspecStore:
         self._scheme = url.split("://", 1)[0]
         try:
             self._fs: Any = fsspec.filesystem(self._scheme, **options)
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, TypeError) as error:
             raise JobFileError(
                 f"no client for {self._scheme}:// URLs: {error}",
                 where=url,

@@ -47,7 +47,7 @@ def _nothing_left(snapshot: Snapshot) -> Text:
     failed = _rows_error(snapshot)
     whole = f"all {figures.count(snapshot.rows_total)} rows are committed"
     rest = f"   {snapshot.job}   {whole if snapshot.rows_total else 'the input has no rows'}"
-    rest += f", {figures.count(failed)} of them failed" if failed else ""
+    rest += f" ({figures.count(failed)} failed)" if failed else ""
     return Text.assemble(("nothing left to do", "bold green"), rest)
 
 

@@ -17,7 +17,7 @@ import pytest
 from tests.correctness.conftest import ROOT, Prepare, Run, Workshop, apart, matrix
 
 TEXTS = 10_000
-CUTS = (8, 10, 12, 14, 17, 20, 25, 33, 50, 100)
+CUTS = (6, 8, 10, 12, 14, 16, 18, 20, 30, 100)
 """Characters of a text. Real texts, most of them short: the test is about every row, not about long hours."""
 TOGETHER = 50
 """Texts of one length in a row: as many as a batch of texts holds, so that little of it is padding."""
@@ -126,6 +126,7 @@ def torch_tokens(model: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("way", ["onnx", "torch_texts"])
 def test_ten_thousand_texts_are_embedded_as_by_sentence_transformers(
     way: str,

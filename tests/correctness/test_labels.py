@@ -32,6 +32,7 @@ def texts(job: Path) -> list[str]:
     return [others[at * len(others) // 90] for at in range(90)] + longest
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_labels_are_those_of_the_pipeline(job: Path, texts: list[str], run: Run, tmp_path: Path) -> None:
     """A hundred texts get the label, its score and all probabilities that transformers' pipeline gives
     them one by one; the texts that are too long are cut at the same token."""

@@ -29,6 +29,7 @@ def test_a_tiger_is_a_tiger(job: Path, run: Run) -> None:
     assert {Path(row["path"]).stem: row["top_index"][0] for row in rows} == KNOWN
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_every_picture_has_the_logits_that_torch_gives(job: Path, run: Run) -> None:
     """Pictures decoded, scaled, cut and normalized by hand, one at a time through the torch model that
     the ONNX file was made from, give the job's logits and so its classes."""

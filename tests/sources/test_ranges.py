@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.data import Unit
@@ -23,6 +23,7 @@ SUFFIXES = {"stream": "arrow"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40)
 @given(
     count=st.integers(1, 90),
     piece=st.integers(1, 40),
@@ -50,6 +51,7 @@ def test_any_range_of_any_format(
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "jsonl.gz", "csv"])
+@settings(max_examples=20)
 @given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=3), cut=st.integers(1, 40), data=st.data())
 def test_units_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, kind: str, sizes: list[int], cut: int, data: st.DataObject
@@ -121,6 +123,7 @@ def test_no_column_at_all(tmp_path: Path, kind: str) -> None:
     assert read_all(make_source(suffix, tmp_path, where="dt = 6"), ["n"]) == []
 
 
+@settings(max_examples=40)
 @given(limit=st.integers(1, 60), start=st.integers(0, 40), length=st.integers(1, 60))
 def test_rows_up_to_a_limit(
     tmp_path_factory: pytest.TempPathFactory, limit: int, start: int, length: int

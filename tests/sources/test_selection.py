@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.data import Unit
@@ -57,6 +57,7 @@ def test_bad_shares(text: str) -> None:
         parse_share(text)
 
 
+@settings(max_examples=60)
 @given(
     values=st.lists(st.one_of(st.none(), st.integers(-5, 5)), min_size=1, max_size=40),
     group=st.integers(1, 10),
@@ -74,24 +75,32 @@ def test_bad_shares(text: str) -> None:
             "p = 2 or n < -3",
         ]
     ),
+    drifted=st.booleans(),
 )
 def test_pruning_loses_nothing(
-    tmp_path_factory: pytest.TempPathFactory, values: list[int | None], group: int, condition: str
+    tmp_path_factory: pytest.TempPathFactory,
+    values: list[int | None],
+    group: int,
+    condition: str,
+    drifted: bool,
 ) -> None:
-    """Statistics and folders leave out only what `where` leaves out."""
-    path = tmp_path_factory.mktemp("w") / "p=1" / "a.parquet"
-    path.parent.mkdir()
-    floats = pa.array([None if value is None else value / 2 for value in values], pa.float32())
-    table = pa.table({"n": pa.array(values, pa.int32()), "f": floats, "row": range(len(values))})
-    pq.write_table(table, path, row_group_size=group)
-    source = make_source("parquet", path.parent.parent, where=condition)
+    """Statistics and folders leave out only what `where` leaves out, also of a file with narrower types."""
+    folder = tmp_path_factory.mktemp("w")
+    (folder / "p=1").mkdir()
+    floats = [None if value is None else value / 2 for value in values]
+    narrow = {"n": pa.int32(), "f": pa.float32(), "row": pa.int64()}
+    wide = {"n": pa.int64(), "f": pa.float64(), "row": pa.int64()}
+    for name, types in (("1", narrow), ("2", wide)) if drifted else (("1", narrow),):
+        table = pa.table({"n": values, "f": floats, "row": range(len(values))}, schema=pa.schema(types))
+        pq.write_table(table, folder / "p=1" / f"{name}.parquet", row_group_size=group)
+    source = make_source("parquet", folder, where=condition)
     shards, schema = inspected(source)
-    whole = table.append_column("p", pa.array([1] * len(values), pa.int64()))
-    kept = whole.filter(source.selection.where.bind(schema))  # type: ignore[attr-defined]
-    found, numbers = read_unit(
-        source, Unit(index=0, shard=shards[0], start=0, stop=len(values)), schema, ["row"]
-    )
-    assert numbers == kept["row"].to_pylist() == [row["row"] for row in found]
+    whole = table.append_column("p", pa.array([1] * len(values), pa.int64())).cast(schema)
+    kept = whole.filter(source.selection.where.bind(schema))["row"].to_pylist()  # type: ignore[attr-defined]
+    for shard in shards:
+        unit = Unit(index=0, shard=shard, start=0, stop=len(values))
+        found, numbers = read_unit(source, unit, schema, ["row"])
+        assert numbers == kept == [row["row"] for row in found]
 
 
 def test_folders_that_are_ruled_out_are_not_opened(tmp_path: Path) -> None:

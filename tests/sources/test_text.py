@@ -14,18 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from batchinfer.data import Unit
 from batchinfer.errors import ContractError, DataError
-from batchinfer.sources import text_blocks
+from batchinfer.sources import csv_text, jsonl, text_blocks, text_streams
 from batchinfer.sources.text_blocks import Dialect, scan
-from batchinfer.storage import open_store
-from tests.sources.reading import inspected, make_source, read_all, table_of, write
+from batchinfer.storage import Store, open_store
+from tests.sources.reading import inspected, make_source, read_all, read_unit, table_of, write
 
 
 def read_text(path: Path, content: bytes | str, columns: list[str] | None = None, **more: Any) -> list[Any]:
     """Write a file and read it whole, by the format of its suffix."""
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     source = make_source("csv" if ".csv" in path.name or ".tsv" in path.name else "jsonl", path, **more)
-    return read_all(source, inspected(source)[1].names if columns is None else columns)
+    return read_all(source, inspected(source)[1].names if columns is None else columns, rows=5000)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
@@ -125,6 +126,34 @@ def test_compressed_files(tmp_path: Path, suffix: str) -> None:
     assert found == [{"n": 17_000}, {"n": 17_001}, {"n": 17_002}]
 
 
+def test_units_of_a_compressed_file_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units that follow each other go on where the one before ended, also in the middle of a block."""
+    opened: list[str] = []
+    real = text_streams.open_text
+
+    def watched(store: Store, uri: str, *, version: str | None) -> Any:
+        opened.append(uri)
+        return real(store, uri, version=version)
+
+    monkeypatch.setattr(text_blocks, "_BLOCK_ROWS", 100)
+    for at in range(4):
+        content = "".join(f'{{"n": {row}}}\n' for row in range(1000))
+        (tmp_path / f"{at}.jsonl.gz").write_bytes(gzip.compress(content.encode()))
+    source = make_source("jsonl", tmp_path)
+    shards, schema = inspected(source)
+    monkeypatch.setattr(text_streams, "open_text", watched)
+    for start in range(0, 1000, 250):
+        unit = Unit(index=0, shard=shards[0], start=start, stop=start + 250)
+        assert read_unit(source, unit, schema, ["n"])[1] == list(range(start, start + 250))
+    assert len(opened) == 1
+    # Few stay open: of many files that are read by turns, the last ones.
+    for start in range(0, 1000, 500):
+        for shard in shards:
+            unit = Unit(index=0, shard=shard, start=start, stop=start + 500)
+            assert len(read_unit(source, unit, schema, ["n"])[1]) == 500
+    assert len(opened) == 1 + 4 + 2
+
+
 def test_json_types(tmp_path: Path) -> None:
     """Types come from the first lines; declared ones hold instead, and fill what the lines lack."""
     lines = '{"a": 1, "b": "2026-01-01", "c": [1, 2], "z": "007"}\n{"a": 2, "c": null}\n'
@@ -202,27 +231,34 @@ def _many(line: str) -> str:
         ("a.jsonl", '{"n": 1}\n[2]\n', 2, "must be a JSON object, is a list"),
         ("a.jsonl", '{"n": 1}\n{"n": "two"}\n', 2, "changed from number to string"),
         ("a.jsonl", '{"n": 1}\n{"n": 1, "n": 2}\n', 2, "specified twice"),
-        ("a.jsonl", '{"n":\n1}\n', 1, "not a JSON object"),
+        ("a.jsonl", '{"n":\n1}\n', 1, "2 records were counted in a block, and 1 parsed"),
         ("a.jsonl", b'{"n": 1}\n{"n": "\xe9"}\n', 2, "the line is not UTF-8"),
         ("a.jsonl", _many('{"n": 1}') + '{"n": 1}}\n', 20_001, "not a JSON object: Extra data"),
-        ("a.jsonl", '{"n": 1}\n' * 500_000 + '{"n": 1.5}\n' + _many('{"n": 1}'), 500_001, "to int64"),
+        ("a.jsonl", _many('{"n": 1}') + '{"n": 1.5}\n' + _many('{"n": 1}'), 20_001, "to int64"),
         ("a.csv", "n,t\n1,a\n2,b,c\n", 3, "3 fields where 2 are expected"),
         ("a.csv", 'n,t\n1,"a\nb"\n\n2\n', 5, "1 fields where 2 are expected"),
         ("a.csv", 'n,t\n1,a\n2,"b\n3,c\n', 3, "a quote is never closed"),
         (
             "a.csv",
-            "n,t\n" + "1,a\n" * 1_100_000 + "x,b\n2,c\n",
-            1_100_002,
+            "n,t\n" + _many("1,a") + "x,b\n2,c\n",
+            20_002,
             "column 'n': CSV conversion error to int64",
         ),
-        ("a.csv", b"n,t\n" + b"1,a\n" * 1_100_000 + b"1,\xe9\n", 1_100_002, "column 't'.* invalid UTF8 data"),
+        ("a.csv", b"n,t\n" + b"1,a\n" * 20_000 + b"1,\xe9\n", 20_002, "column 't'.* invalid UTF8 data"),
         ("a.csv", "n,n\n1,2\n", 1, "the header names column 'n' more than once"),
     ],
 )
 def test_the_line_that_is_wrong(
-    tmp_path: Path, name: str, content: bytes | str, line: int, message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    content: bytes | str,
+    line: int,
+    message: str,
 ) -> None:
     """What does not parse is an error with file, line and reason, and without what the line says."""
+    monkeypatch.setattr(jsonl, "_SAMPLE_BYTES", 10_000)
+    monkeypatch.setattr(csv_text, "_SAMPLE_BYTES", 10_000)
     with pytest.raises(DataError, match=message) as caught:
         read_text(tmp_path / name, content)
     assert f"{name}:{line}" in str(caught.value)

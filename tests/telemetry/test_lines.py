@@ -133,6 +133,16 @@ def test_words_of_workers_and_warnings_are_lines(run: Any, no_gpus: Devices) -> 
     ]
 
 
+@pytest.mark.usefixtures("quiet")
+def test_a_warning_of_several_lines_is_one_line(run: Any, no_gpus: Devices) -> None:
+    """A message's line breaks become spaces, and are not spelled out."""
+    log = Log(run, no_gpus)
+    run.start()
+    log.tick()
+    run.say(Warned(code="late", message="float64 does not fit\n  → cast it"))
+    assert log.tick() == ['t=00:00:00 warning=late message="float64 does not fit → cast it"']
+
+
 def test_json_lines_have_stable_names(run: Any, no_gpus: Devices, failed_row: Callable[..., Any]) -> None:
     """Every line is an object with time, level, event, job and run; the names are frozen here."""
     log = Log(run, no_gpus, log_format="json", interval_s=1.0)

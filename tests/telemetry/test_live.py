@@ -230,6 +230,15 @@ def test_a_warning_before_the_start_is_not_lost(terminal: Terminal, run: Any, no
     assert terminal.shows() == ["warning[store]: slow"]
 
 
+def test_a_warning_may_have_several_lines(terminal: Terminal, run: Any, no_gpus: Devices) -> None:
+    """Each line of a message has its own, and is as harmless as the first."""
+    live = LiveProgress(run.tally, stream=terminal.stream, devices=no_gpus)
+    live.on_event(Warned(code="late", message="does not fit\n  \x1b[31m→ cast it"))
+    live.on_event(Warned(code="empty", message=""))
+    live.close()
+    assert terminal.shows() == ["warning[late]: does not fit", "  → cast it", "warning[empty]:"]
+
+
 def test_a_tiny_window_shows_the_top(terminal: Terminal, painter: Painter) -> None:
     """Drawing again and again never runs out of the window."""
     painter.draw(texts("one"), above=[])

@@ -60,7 +60,7 @@ def test_nothing_left_to_do_does_not_hide_failed_rows(run: Any) -> None:
     """Rows that failed in an earlier run are still told of."""
     run.start(rows=12_000, reused=12_000)
     run.finish(rows_ok=11_951, rows_error=49, rows_filtered=0)
-    assert lines(run) == ["nothing left to do   embed   all 12,000 rows are committed, 49 of them failed"]
+    assert lines(run) == ["nothing left to do   embed   all 12,000 rows are committed (49 failed)"]
 
 
 def test_an_input_without_rows(run: Any) -> None:
