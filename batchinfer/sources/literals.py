@@ -97,10 +97,9 @@ def _moment(column: str, literal: Literal, type_: pa.DataType) -> tuple[pa.Scala
     """Compare dates and timestamps. What names no time zone is UTC."""
     value = _parsed(column, literal, type_) if literal.kind == "text" else literal.value
     if isinstance(value, dt.datetime):
-        zone = type_.tz if pa.types.is_timestamp(type_) else None
-        aware = value if value.tzinfo else value.replace(tzinfo=dt.UTC)
-        scalar = pa.scalar(aware, pa.timestamp("us", tz=zone))
-        return scalar, (None if pa.types.is_timestamp(type_) else pa.timestamp("us"))
+        timed = pa.types.is_timestamp(type_)
+        scalar = pa.scalar(value, pa.timestamp("us", tz=type_.tz if timed else None))
+        return scalar, (None if timed else pa.timestamp("us"))
     if not isinstance(value, dt.date):
         raise mismatch(column, literal, type_)
     if pa.types.is_date(type_):

@@ -138,7 +138,7 @@ def test_units_of_a_compressed_file_share_the_work(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(text_blocks, "_BLOCK_ROWS", 100)
     for at in range(4):
         content = "".join(f'{{"n": {row}}}\n' for row in range(1000))
-        (tmp_path / f"{at}.jsonl.gz").write_bytes(gzip.compress(content.encode()))
+        (tmp_path / f"{at}.jsonl.gz").write_bytes(gzip.compress(content.encode(), mtime=0))
     source = make_source("jsonl", tmp_path)
     shards, schema = inspected(source)
     monkeypatch.setattr(text_streams, "open_text", watched)
@@ -277,7 +277,7 @@ def test_the_line_that_is_wrong(
         ("a.jsonl", '{"n": 1}\n'.encode("utf-16"), "the file is UTF-16"),
         ("a.jsonl", b'{"n": 1} {"n": 2}\n', "1 records were counted in a block, and 2 parsed"),
         ("a.jsonl.gz", b'{"n": 1}\n', "not a readable JSON Lines file"),
-        ("a.jsonl.gz", gzip.compress(b'{"n": 1}\n' * 99)[:-9], "not a readable JSON Lines file"),
+        ("a.jsonl.gz", gzip.compress(b'{"n": 1}\n' * 99, mtime=0)[:-9], "not a readable JSON Lines file"),
     ],
 )
 def test_files_that_are_wrong(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -290,7 +290,7 @@ def test_files_that_are_wrong(tmp_path: Path, name: str, content: bytes, message
 def test_a_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line that never ends is refused before it fills the memory, also out of a small file."""
     monkeypatch.setattr(text_blocks, "_MAX_RECORD_BYTES", 1_000_000)
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"n": 1}\n' + b"x" * 30_000_000))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"n": 1}\n' + b"x" * 30_000_000, mtime=0))
     with pytest.raises(DataError, match="a line is longer than 1,000,000 bytes") as caught:
         inspected(make_source("jsonl", tmp_path))
     assert "a.jsonl.gz:2" in str(caught.value)
