@@ -142,7 +142,7 @@ def test_only_named_columns_are_given(module: str) -> None:
     """`columns` is what the function gets, for no rows as for all; by default all there are."""
     rows = pa.RecordBatch.from_pydict({"x": [1.0], "other": [2]})
     named = step(f"{module}:seen", columns=["x"])
-    assert named.input_columns() == {"x"}
+    assert named.input_columns() == frozenset({"x"})
     named.output_schema(rows.schema)
     assert named.encode(rows).rows["y"].to_pylist() == ["x"]
     every = step(f"{module}:seen")
