@@ -57,11 +57,13 @@ class Entry:
     """One object in a store, as a listing gives it.
 
     `version` identifies the content without reading it: an ETag, a generation, or mtime and inode.
+    `modified` is when it was written, in seconds of the store's own clock; 0 where that is unknown.
     """
 
     uri: str
     size_bytes: int
     version: str
+    modified: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,18 +231,44 @@ class OutputBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartFile:
-    """One published file."""
+    """One published file. `etag` is what a listing says of it, on stores where that means something."""
 
     name: str
     num_rows: int
     num_errors: int
     num_bytes: int
     sha256: str
+    etag: str = ""
+
+    @property
+    def stamp(self) -> dict[str, str]:
+        """Return what the object carries with it, so that a later run need not read it."""
+        return {
+            "sha256": self.sha256,
+            "rows": str(self.num_rows),
+            "errors": str(self.num_errors),
+            "bytes": str(self.num_bytes),
+        }
+
+    @classmethod
+    def from_stamp(cls, name: str, stamp: Mapping[str, str]) -> PartFile | None:
+        """Describe a file by its stamp; None where the stamp does not say all of it."""
+        try:
+            return cls(
+                name=name,
+                num_rows=int(stamp["rows"]),
+                num_errors=int(stamp["errors"]),
+                num_bytes=int(stamp["bytes"]),
+                sha256=stamp["sha256"],
+            )
+        except (KeyError, ValueError):
+            return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """Proof that a unit's output is published. `won` is false where another process was first."""
+    """Proof that a unit's output is published. `won` is false where another process was first;
+    `diverged` says that what it wrote is not what this one would have written."""
 
     unit: int
     parts: tuple[PartFile, ...]
@@ -249,6 +277,7 @@ class Receipt:
     rows_error: int
     rows_filtered: int
     won: bool
+    diverged: bool = False
     errors: tuple[RowError, ...] = ()
     """At most ten of the failed rows, as samples for the summary."""
     error_codes: Mapping[str, int] = field(default_factory=dict)

@@ -1,15 +1,10 @@
 """The commit: a unit is encoded whole, then each of its files is created under a name that only this
 unit has. Creating fails if the name exists, so of several writers exactly one is seen.
-
-After any answer but a plain yes, the object is read back: "exists" may be our own write whose answer
-was lost, and an error may hide a write that was made. Nothing is ever cleaned up on a guess.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +14,10 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchinfer.crash import crash_point
 from batchinfer.data import PartFile, Receipt, RowError, Unit
-from batchinfer.errors import DataError, UnavailableError
-from batchinfer.storage import AlreadyExists, ObjectMissing
+from batchinfer.engine.publish import Outcome, new_attempt, publish, sha256
+from batchinfer.errors import BatchinferError, DataError
 
 if TYPE_CHECKING:
     from batchinfer.protocols import Sink
@@ -29,7 +25,6 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-_ATTEMPTS = 4
 _MAX_SAMPLES = 10
 
 
@@ -63,16 +58,28 @@ class OutputLayout:
 
 
 class UnitWriter:
-    """Collects one unit's rows; `commit` encodes and publishes them. Nothing is visible before."""
+    """Collects one unit's rows; `commit` encodes and publishes them. Nothing is visible before.
+
+    `deterministic`: the job declares that a unit's bytes never differ, because the store may overwrite.
+    """
 
     def __init__(
-        self, unit: Unit, *, layout: OutputLayout, sink: Sink, store: Store, metadata: Mapping[str, str]
+        self,
+        unit: Unit,
+        *,
+        layout: OutputLayout,
+        sink: Sink,
+        store: Store,
+        metadata: Mapping[str, str],
+        deterministic: bool = False,
     ) -> None:
         self._unit = unit
         self._layout = layout
         self._sink = sink
         self._store = store
         self._metadata = dict(metadata)
+        self._deterministic = deterministic
+        self._attempt = new_attempt()
         self._tables: list[pa.Table] = []
         self._failed: list[RowError] = []
 
@@ -82,15 +89,15 @@ class UnitWriter:
         self._failed.extend(failed)
 
     def commit(self) -> Receipt:
-        """Publish the unit. Raises UnavailableError when the store stays unclear about it."""
+        """Publish the unit. Raises UnavailableError when the store stays unclear about it, DataError
+        where a part that was declared deterministic is there with other bytes."""
         rows = pa.concat_tables(self._tables)
-        outcomes = [self._publish(folder, table) for folder, table in self._by_folder(rows)]
-        parts = tuple(part for part, _ in outcomes)
-        won = all(won for _, won in outcomes)
+        published = [self._publish(folder, table) for folder, table in self._by_folder(rows)]
+        parts = tuple(part for part, _ in published)
+        outcomes = {outcome for _, outcome in published}
         if self._layout.records:
-            record = {"format": FORMAT_VERSION, "unit": self._unit.index, "parts": [asdict(p) for p in parts]}
-            data = json.dumps(record, sort_keys=True).encode()
-            won = create_once(self._store, self._layout.uri(self._layout.record_name(self._unit.index)), data)
+            outcomes.add(self._record(parts))
+        crash_point("commit.after")
         return Receipt(
             unit=self._unit.index,
             parts=parts,
@@ -98,12 +105,13 @@ class UnitWriter:
             rows_ok=rows.num_rows - len(self._failed),
             rows_error=len(self._failed),
             rows_filtered=self._unit.num_rows - rows.num_rows,
-            won=won,
+            won=outcomes <= {Outcome.WON},
+            diverged=Outcome.OTHER in outcomes,
             errors=tuple(self._failed[:_MAX_SAMPLES]),
             error_codes=dict(Counter(str(error.code) for error in self._failed)),
         )
 
-    def _publish(self, folder: str, table: pa.Table) -> tuple[PartFile, bool]:
+    def _publish(self, folder: str, table: pa.Table) -> tuple[PartFile, Outcome]:
         num_errors = 0
         if "_error" in table.column_names:
             num_errors = table.num_rows - table["_error"].null_count
@@ -117,17 +125,52 @@ class UnitWriter:
             "batchinfer.rows": str(table.num_rows),
             "batchinfer.rows_error": str(num_errors),
         }
+        crash_point("encode.mid")
         data = self._sink.encode(table, described)
+        # A fault of the encoder must show before anybody can see the part.
+        if self._sink.count(data) != (table.num_rows, num_errors):
+            raise BatchinferError(f"the encoded part does not hold the {table.num_rows} rows put into it")
+        crash_point("encode.done")
         name = self._layout.part_name(self._unit.index, folder)
-        won = create_once(self._store, self._layout.uri(name), data)
         part = PartFile(
             name=name,
             num_rows=table.num_rows,
             num_errors=num_errors,
             num_bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
+            sha256=sha256(data),
         )
-        return part, won
+        outcome = publish(
+            self._store,
+            self._layout.uri(name),
+            data,
+            stamp={"attempt": self._attempt, **part.stamp},
+            look_first=self._deterministic,
+        )
+        if outcome is not Outcome.OTHER:
+            return part, outcome
+        if self._deterministic:
+            raise DataError(
+                "this part was written with other bytes, though output.commit declares it deterministic",
+                where=self._layout.uri(name),
+                hint="find what differs between two runs, or use a store with conditional writes",
+            )
+        return describe_part(self._store, self._layout, name, self._sink), outcome
+
+    def _record(self, parts: Sequence[PartFile]) -> Outcome:
+        """Commit a unit of several parts: they are all there by now."""
+        crash_point("side.before")
+        record = {
+            "format": FORMAT_VERSION,
+            "unit": self._unit.index,
+            "parts": [asdict(part) for part in parts],
+        }
+        data = json.dumps(record, sort_keys=True).encode()
+        stamp = {"attempt": self._attempt}
+        outcome = publish(
+            self._store, self._layout.uri(self._layout.record_name(self._unit.index)), data, stamp=stamp
+        )
+        crash_point("side.after")
+        return outcome
 
     def _by_folder(self, rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
         """Split rows by the partition columns, which become folders and leave the file."""
@@ -148,32 +191,16 @@ class UnitWriter:
             yield _folder(values), rest.filter(mask)
 
 
-def create_once(store: Store, uri: str, data: Any) -> bool:
-    """Create an object and make sure of the outcome: True if what is there now is ours.
-
-    Raises UnavailableError when the store does not answer, and leaves everything as it is.
-    """
-    for attempt in range(_ATTEMPTS):
-        try:
-            store.create(uri, data)
-        except AlreadyExists:
-            return _is_ours(store, uri, data)
-        except UnavailableError as error:
-            # The write may have been made and its answer lost: only the store can tell.
-            try:
-                return _is_ours(store, uri, data)
-            except ObjectMissing:
-                if attempt == _ATTEMPTS - 1:
-                    raise error from None
-                time.sleep(0.2 * 2**attempt)
-        else:
-            return True
-    raise AssertionError("unreachable")
-
-
-def _is_ours(store: Store, uri: str, data: Any) -> bool:
-    there = store.read(uri)
-    return hashlib.sha256(there).digest() == hashlib.sha256(data).digest()
+def describe_part(store: Store, layout: OutputLayout, name: str, sink: Sink) -> PartFile:
+    """Describe a part that is there: by its stamp, or by reading it. Raises ObjectMissing, DataError."""
+    found = store.stamp(layout.uri(name))
+    if stamped := PartFile.from_stamp(name, found):
+        return stamped
+    data = store.read(layout.uri(name))
+    num_rows, num_errors = sink.count(data)
+    return PartFile(
+        name=name, num_rows=num_rows, num_errors=num_errors, num_bytes=len(data), sha256=sha256(data)
+    )
 
 
 def _folder(values: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from batchinfer.data import PartFile, Receipt
-from batchinfer.engine.commit import FORMAT_VERSION, OutputLayout, create_once
+from batchinfer.engine.commit import FORMAT_VERSION, OutputLayout, describe_part
+from batchinfer.engine.publish import create_once, sha256
 from batchinfer.errors import DataError
 from batchinfer.runner.ledger import Ledger, read_ledger
 
@@ -60,7 +60,7 @@ def finish(
         "format": FORMAT_VERSION,
         "plan": layout.plan8,
         "manifest": f"_batchinfer/{layout.plan8}/manifest.json",
-        "manifest_sha256": hashlib.sha256(data).hexdigest(),
+        "manifest_sha256": sha256(data),
         "rows": manifest["rows"],
         "rows_error": manifest["rows_error"],
     }
@@ -77,15 +77,7 @@ def describe_parts(
         """Describe one part."""
         if name in known:
             return known[name]
-        data = store.read(layout.uri(name))
-        num_rows, num_errors = sink.count(data)
-        return PartFile(
-            name=name,
-            num_rows=num_rows,
-            num_errors=num_errors,
-            num_bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-        )
+        return describe_part(store, layout, name, sink)
 
     return _in_threads(describe, sorted(ledger.parts))
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from batchinfer.data import Entry
-from batchinfer.engine.commit import create_once
+from batchinfer.engine.publish import create_once
 from batchinfer.errors import AccessError, DataError, FingerprintError, UnsafeStoreError
 from batchinfer.runner.ledger import ledger_of
 from batchinfer.runner.plan import Plan

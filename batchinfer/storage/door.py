@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from batchinfer.errors import AccessError, BatchinferError, DataError, LocalDiskError, UnavailableError
@@ -25,11 +25,15 @@ class Store(Protocol):
     """One bucket or file system. Safe to use from several threads at once.
 
     `conditional` says whether `create` is atomic: of two writers of one name exactly one succeeds.
+    `parallel` requests at once are worth making. For `patience_s` seconds an unclear write is tried
+    again before it is given up.
     Every method raises AccessError (no permission), UnavailableError (network, throttling beyond
     the retry budget) or LocalDiskError (full or broken disk) besides what it names.
     """
 
     conditional: bool
+    parallel: int
+    patience_s: float
 
     def entries(self, prefix: str) -> list[Entry]:
         """Return everything below a folder, sorted by URI; nothing where the folder is missing."""
@@ -52,16 +56,33 @@ class Store(Protocol):
         """Return the whole object. Raises ObjectMissing."""
         ...
 
-    def create(self, uri: str, data: Any) -> None:
-        """Write a whole object unless the name is taken. Raises AlreadyExists."""
+    def create(self, uri: str, data: Any, *, stamp: Mapping[str, str] | None = None) -> None:
+        """Write a whole object unless the name is taken. Raises AlreadyExists.
+
+        `stamp` is kept with the object where the store can: short texts under lower-case names.
+        """
+        ...
+
+    def stamp(self, uri: str) -> Mapping[str, str]:
+        """Return what an object was stamped with, without reading it; nothing where the store keeps
+        no stamps. Raises ObjectMissing."""
         ...
 
     def put(self, uri: str, data: Any) -> None:
         """Write a whole object, replacing what is there."""
         ...
 
+    def replace(self, uri: str, data: Any, *, version: str) -> None:
+        """Replace an object if it still is at this version. Raises AlreadyExists where it is not."""
+        ...
+
     def delete(self, uri: str) -> None:
         """Delete an object; nothing happens where there is none."""
+        ...
+
+    def leftovers(self, prefix: str, *, now: float) -> list[Entry]:
+        """Return the traces of writes below a folder that will never be finished: their writer is
+        dead, or they are older than a day at `now`, in seconds of the store's own clock."""
         ...
 
 
@@ -90,6 +111,10 @@ def os_errors(uri: str) -> Iterator[None]:
     except IsADirectoryError as error:
         raise DataError("is a folder, not a file", where=uri) from error
     except OSError as error:
+        if error.errno in {errno.EMFILE, errno.ENFILE}:
+            raise BatchinferError(
+                "this process may not open more files", where=uri, hint="raise its limit: ulimit -n 4096"
+            ) from error
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}:
             raise LocalDiskError(
                 f"the disk refused: {error.strerror}", where=uri, hint="free some space and run again"

@@ -14,6 +14,7 @@ import pyarrow as pa
 from obstore import exceptions as refusals
 from obstore.store import MemoryStore, from_url
 
+from batchinfer.crash import crash_point
 from batchinfer.data import Entry
 from batchinfer.errors import AccessError, BatchinferError, JobFileError, UnavailableError
 from batchinfer.storage.door import AlreadyExists, ObjectMissing, changed
@@ -40,6 +41,8 @@ class ObjectStore:
     """The `Store` for one bucket (or container, or memory space)."""
 
     conditional = True  # If-None-Match or ifGenerationMatch; the probe checks that the server obeys
+    parallel = 32
+    patience_s = 300.0
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
         parts = urlsplit(url)
@@ -98,29 +101,68 @@ class ObjectStore:
             except refusals.PreconditionError:
                 raise changed(uri) from None
 
-    def create(self, uri: str, data: Any) -> None:
-        """Put unless the name is taken."""
+    def create(self, uri: str, data: Any, *, stamp: Mapping[str, str] | None = None) -> None:
+        """Put unless the name is taken. The client retries by itself, so that "exists" may be our own
+        write whose answer was lost; and 409, which it calls "exists" too, may mean that nothing is there.
+        """
+        marks: Any = dict(stamp or {})
         with self._answers(uri):
             try:
-                obstore.put(self._store, self._key(uri), bytes(data), mode="create", use_multipart=False)
-            except refusals.AlreadyExistsError:
+                obstore.put(
+                    self._store,
+                    self._key(uri),
+                    bytes(data),
+                    mode="create",
+                    attributes=marks,
+                    use_multipart=False,
+                )
+            except (refusals.AlreadyExistsError, refusals.PreconditionError):
                 raise AlreadyExists(uri) from None
+            crash_point("commit.sent")
+
+    def stamp(self, uri: str) -> Mapping[str, str]:
+        """Ask for an object's metadata alone."""
+        options: Any = {"head": True}
+        with self._answers(uri):
+            found = obstore.get(self._store, self._key(uri), options=options).attributes
+        return {str(name).lower(): str(value) for name, value in found.items()}
 
     def put(self, uri: str, data: Any) -> None:
         """Put, replacing what is there."""
         with self._answers(uri):
             obstore.put(self._store, self._key(uri), bytes(data), use_multipart=False)
 
+    def replace(self, uri: str, data: Any, *, version: str) -> None:
+        """Put if the object's ETag is still that of the version."""
+        with self._answers(uri):
+            meta = obstore.head(self._store, self._key(uri))
+            if _version(meta) != version or not meta.get("e_tag"):
+                raise AlreadyExists(uri)
+            mode: Any = {"e_tag": meta["e_tag"]}
+            try:
+                obstore.put(self._store, self._key(uri), bytes(data), mode=mode, use_multipart=False)
+            except (refusals.AlreadyExistsError, refusals.PreconditionError):
+                raise AlreadyExists(uri) from None
+
     def delete(self, uri: str) -> None:
         """Delete an object if it is there."""
         with contextlib.suppress(ObjectMissing), self._answers(uri):
             obstore.delete(self._store, self._key(uri))
 
+    def leftovers(self, prefix: str, *, now: float) -> list[Entry]:  # noqa: ARG002 - see below
+        """Return nothing: a put is whole or not there, and no upload in several parts is ever begun."""
+        return []
+
     def _key(self, uri: str) -> str:
         return uri.removeprefix(self._base).removesuffix("/") if uri + "/" != self._base else ""
 
     def _entry(self, meta: Any) -> Entry:
-        return Entry(uri=self._base + meta["path"], size_bytes=meta["size"], version=_version(meta))
+        return Entry(
+            uri=self._base + meta["path"],
+            size_bytes=meta["size"],
+            version=_version(meta),
+            modified=meta["last_modified"].timestamp(),
+        )
 
     @contextlib.contextmanager
     def _answers(self, uri: str) -> Iterator[None]:

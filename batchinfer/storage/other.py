@@ -19,6 +19,8 @@ class FsspecStore:
     """The `Store` for what obstore does not serve. fsspec's create is a look and a write: no commit."""
 
     conditional = False
+    parallel = 8
+    patience_s = 60.0
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
         self._scheme = url.split("://", 1)[0]
@@ -56,12 +58,18 @@ class FsspecStore:
         with os_errors(uri):
             return bytes(self._fs.cat_file(self._path(uri)))
 
-    def create(self, uri: str, data: Any) -> None:
+    def create(self, uri: str, data: Any, *, stamp: Mapping[str, str] | None = None) -> None:  # noqa: ARG002 - none is kept
         """Look, then write: safe for one writer only, which `commit: single-writer` declares."""
         with os_errors(uri):
             if self._fs.exists(self._path(uri)):
                 raise AlreadyExists(uri)
         self.put(uri, data)
+
+    def stamp(self, uri: str) -> Mapping[str, str]:
+        """Return nothing, if the file is there."""
+        with os_errors(uri):
+            self._fs.info(self._path(uri))
+        return {}
 
     def put(self, uri: str, data: Any) -> None:
         """Write a whole file."""
@@ -70,6 +78,17 @@ class FsspecStore:
             with contextlib.suppress(NotImplementedError):
                 self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             self._fs.pipe_file(path, bytes(data))
+
+    def replace(self, uri: str, data: Any, *, version: str) -> None:
+        """Look, then write, as `create` does."""
+        with os_errors(uri):
+            if self._entry(self._fs.info(self._path(uri))).version != version:
+                raise AlreadyExists(uri)
+        self.put(uri, data)
+
+    def leftovers(self, prefix: str, *, now: float) -> list[Entry]:  # noqa: ARG002 - none that can be told
+        """Return nothing: these stores have no names of unfinished writes."""
+        return []
 
     def delete(self, uri: str) -> None:
         """Delete a file if it is there."""

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import platform
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from batchinfer.crash import crash_point
 from batchinfer.data import Entry
 from batchinfer.storage.door import AlreadyExists, changed, os_errors
 from batchinfer.storage.globs import select, split_glob
+
+_TEMPORARY = ".tmp-"
+_LOCK = ".lock"
+_DAY_S = 24 * 3600.0
 
 
 class PosixStore:
     """The `Store` for plain paths and file:// URLs."""
 
     conditional = True  # link() fails if the name exists, also on NFS
+    parallel = 8
+    patience_s = 60.0
 
     def entries(self, prefix: str) -> list[Entry]:
         """Return everything below a folder, sorted by path."""
@@ -47,17 +57,25 @@ class PosixStore:
         with os_errors(uri):
             return Path(_local(uri)).read_bytes()
 
-    def create(self, uri: str, data: Any) -> None:
+    def create(self, uri: str, data: Any, *, stamp: Mapping[str, str] | None = None) -> None:  # noqa: ARG002 - none is kept
         """Write beside the final name, make it durable, then link: the link is the commit."""
         final = Path(_local(uri))
         with os_errors(uri), _temporary(final, data) as temporary:
+            crash_point("commit.before_link")
             try:
                 os.link(temporary, final)
             except FileExistsError:
                 # On NFS the link may have been made and its answer lost: then two names lead here.
                 if os.stat(temporary).st_nlink != 2:  # noqa: PLR2004
                     raise AlreadyExists(uri) from None
+            crash_point("commit.sent")
             _sync_folder(final.parent)
+
+    def stamp(self, uri: str) -> Mapping[str, str]:
+        """Return nothing, if the file is there: whether a link was ours is told by the link itself."""
+        with os_errors(uri):
+            os.stat(_local(uri))
+        return {}
 
     def put(self, uri: str, data: Any) -> None:
         """Replace a file by renaming a complete new one over it."""
@@ -66,10 +84,25 @@ class PosixStore:
             os.replace(temporary, final)
             _sync_folder(final.parent)
 
+    def replace(self, uri: str, data: Any, *, version: str) -> None:
+        """Look and rename under a lock that every writer of this folder takes."""
+        final = Path(_local(uri))
+        with os_errors(uri), (final.parent / _LOCK).open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _version(os.stat(final)) != version:
+                raise AlreadyExists(uri)
+            self.put(uri, data)
+
     def delete(self, uri: str) -> None:
         """Remove a file if it is there."""
         with os_errors(uri):
             Path(_local(uri)).unlink(missing_ok=True)
+
+    def leftovers(self, prefix: str, *, now: float) -> list[Entry]:
+        """Return temporary files whose process is gone, and those of other machines after a day."""
+        with os_errors(prefix):
+            found = [_entry(Path(path)) for path in _temporaries(_local(prefix))]
+        return [entry for entry in found if _is_dead(entry, now)]
 
 
 def _local(uri: str) -> str:
@@ -82,7 +115,25 @@ def _version(stat: os.stat_result) -> str:
 
 def _entry(path: Path) -> Entry:
     stat = path.stat()
-    return Entry(uri=str(path), size_bytes=stat.st_size, version=_version(stat))
+    return Entry(uri=str(path), size_bytes=stat.st_size, version=_version(stat), modified=stat.st_mtime)
+
+
+def _temporaries(folder: str) -> Iterator[str]:
+    """Yield the temporary files below a folder."""
+    for place, _, names in os.walk(folder):
+        yield from (os.path.join(place, name) for name in sorted(names) if name.startswith(_TEMPORARY))
+
+
+def _is_dead(entry: Entry, now: float) -> bool:
+    """Tell whether nobody can be writing this temporary file any more."""
+    pid, _, rest = Path(entry.uri).name.removeprefix(_TEMPORARY).partition("-")
+    if rest.partition("@")[2] == _host() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+        return True
+    return now - entry.modified > _DAY_S
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9.]", "", platform.node())
 
 
 def _walk(folder: str) -> Iterator[Entry]:
@@ -92,7 +143,7 @@ def _walk(folder: str) -> Iterator[Entry]:
     for entry in os.scandir(folder):
         if entry.is_dir():
             yield from _walk(entry.path)
-        elif not entry.name.startswith(".tmp-"):
+        elif not entry.name.startswith(_TEMPORARY) and entry.name != _LOCK:
             # A file may vanish between the scan and the look at it.
             with contextlib.suppress(FileNotFoundError):
                 yield _entry(Path(entry.path))
@@ -102,11 +153,15 @@ def _walk(folder: str) -> Iterator[Entry]:
 def _temporary(final: Path, data: Any) -> Iterator[Path]:
     """Write `data` to a new file in the folder of `final`, durably; it is gone afterwards."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    path = final.parent / f".tmp-{secrets.token_hex(8)}"
+    path = final.parent / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}@{_host()}"
+    half = len(data) // 2
     try:
         with path.open("xb") as file:
-            file.write(data)
+            file.write(memoryview(data)[:half])
+            crash_point("commit.tmp_half")
+            file.write(memoryview(data)[half:])
             file.flush()
+            crash_point("commit.before_fsync")
             os.fsync(file.fileno())
         yield path
     finally:

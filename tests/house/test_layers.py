@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2] / "batchinfer"
 
 LEVELS = [
-    {"errors", "data", "events", "protocols", "options"},
+    {"clock", "crash", "errors", "data", "events", "protocols", "options"},
     {"config", "storage", "tensors", "hardware", "registry", "user_code"},
     {"sources", "preprocess", "loader", "backends", "postprocess", "sinks", "testing"},
     {"engine"},

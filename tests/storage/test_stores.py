@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchinfer.engine.commit import create_once
+from batchinfer.engine.publish import create_once
 from batchinfer.errors import DataError, UnavailableError, UnsafeStoreError
 from batchinfer.runner.output import probe
 from batchinfer.storage import AlreadyExists, ObjectMissing, Store, open_store, split_glob
@@ -166,7 +166,7 @@ class Scripted(PosixStore):
     def __init__(self, *script: str) -> None:
         self.script = list(script)
 
-    def create(self, uri: str, data: Any) -> None:
+    def create(self, uri: str, data: Any, *, stamp: Mapping[str, str] | None = None) -> None:
         """Do the next thing of the script."""
         step = self.script.pop(0) if self.script else "works"
         if step in {"applied", "works"}:
@@ -192,13 +192,28 @@ def test_anothers_write_is_known_as_such(tmp_path: Path) -> None:
 def test_a_store_that_stays_away_is_an_error(tmp_path: Path) -> None:
     """A store that never answers ends with its error after a few tries."""
     with pytest.raises(UnavailableError, match="connection was reset"):
-        create_once(Scripted(*["lost"] * 9), str(tmp_path / "x"), b"ours")
+        create_once(Scripted(*["lost"] * 90), str(tmp_path / "x"), b"ours", clock=Hurried())
+
+
+class Hurried:
+    """A clock on which waiting takes no time."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def now(self) -> float:
+        """Return the seconds that were waited."""
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        """Have waited."""
+        self._now += seconds
 
 
 class Lying(PosixStore):
     """A store that overwrites where it should refuse."""
 
-    def create(self, uri: str, data: Any) -> None:
+    def create(self, uri: str, data: Any, *, stamp: Mapping[str, str] | None = None) -> None:
         """Overwrite."""
         self.put(uri, data)
 

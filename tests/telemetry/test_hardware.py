@@ -87,7 +87,7 @@ class FakeNvml(types.ModuleType):
         """Tell the name."""
         return self._text(self._tell(handle, "name").name)
 
-    def nvmlDeviceGetMemoryInfo(self, handle: Card, version: int | None = None) -> Any:  # noqa: N802, ARG002
+    def nvmlDeviceGetMemoryInfo(self, handle: Card, version: int | None = None) -> Any:  # noqa: N802
         """Tell the memory."""
         return types.SimpleNamespace(total=self._tell(handle, "memory").memory, used=3 * GIB)
 
@@ -100,7 +100,7 @@ class FakeNvml(types.ModuleType):
         self,
         handle: Card,
         sensor: int,
-        version: int = pynvml.nvmlTemperature_v1,  # noqa: ARG002
+        version: int = pynvml.nvmlTemperature_v1,
     ) -> int:
         """Tell the temperature; unknown to older drivers."""
         self._tell(handle, "temperature")
@@ -129,7 +129,7 @@ class FakeNvml(types.ModuleType):
             raise pynvml.NVMLError_NotSupported
         return [1, 1]
 
-    def nvmlDeviceGetMaxMigDeviceCount(self, device: Card) -> int:  # noqa: N802, ARG002
+    def nvmlDeviceGetMaxMigDeviceCount(self, device: Card) -> int:  # noqa: N802
         """Tell how many slices there could be."""
         return 7
 
