@@ -13,6 +13,7 @@ from batchinfer.config.sections import (
     ComputeOptions,
     ErrorsOptions,
     InputOptions,
+    LimitsOptions,
     ModelOptions,
     ObserveOptions,
     OutputOptions,
@@ -55,6 +56,7 @@ class Job:
     checkpoint: CheckpointOptions
     errors: ErrorsOptions
     compute: ComputeOptions
+    limits: LimitsOptions
     observe: ObserveOptions
     places: Mapping[KeyPath, Place] = field(default_factory=dict)
     place_labels: Mapping[KeyPath, str] = field(default_factory=dict)

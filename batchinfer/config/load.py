@@ -21,6 +21,7 @@ from batchinfer.config.sections import (
     ComputeOptions,
     ErrorsOptions,
     JobHead,
+    LimitsOptions,
     ObserveOptions,
 )
 from batchinfer.config.steps import read_steps
@@ -41,6 +42,7 @@ SECTIONS = (
     "checkpoint",
     "errors",
     "compute",
+    "limits",
     "observe",
 )
 """The keys at the top of a job file, in the order in which the documentation has them."""
@@ -120,6 +122,7 @@ def interpret(
         "checkpoint": reader.section(CheckpointOptions, document, "checkpoint"),
         "errors": reader.section(ErrorsOptions, document, "errors"),
         "compute": reader.section(ComputeOptions, document, "compute"),
+        "limits": reader.section(LimitsOptions, document, "limits"),
         "observe": reader.section(ObserveOptions, document, "observe"),
     }
     check_together(sections, problems)

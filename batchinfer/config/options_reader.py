@@ -26,6 +26,7 @@ _HOMES: dict[str, type[Options]] = {
     "errors": sections.ErrorsOptions,
     "input": sections.InputOptions,
     "model": sections.ModelOptions,
+    "limits": sections.LimitsOptions,
     "observe": sections.ObserveOptions,
     "output": sections.OutputOptions,
 }

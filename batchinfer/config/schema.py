@@ -13,6 +13,7 @@ from batchinfer.config.sections import (
     ErrorsOptions,
     InputOptions,
     JobHead,
+    LimitsOptions,
     ModelOptions,
     ObserveOptions,
     OutputOptions,
@@ -26,6 +27,7 @@ _SECTIONS: Mapping[str, type[Options]] = {
     "checkpoint": CheckpointOptions,
     "errors": ErrorsOptions,
     "compute": ComputeOptions,
+    "limits": LimitsOptions,
     "observe": ObserveOptions,
 }
 _CHOSEN: Mapping[str, type[Options]] = {"input": InputOptions, "model": ModelOptions, "output": OutputOptions}

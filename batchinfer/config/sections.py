@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from batchinfer.options import (
     ContentPath,
@@ -17,6 +17,7 @@ from batchinfer.options import (
     Options,
     Secret,
     field_validator,
+    model_validator,
     neutral,
 )
 
@@ -97,8 +98,17 @@ class InputOptions(Options):
     sample: str | None = None
     """Keep a stable share of the rows, such as `1%`: the same rows every time."""
 
+    incremental: bool = neutral(default=False)
+    """Once the output is complete, run only the files that came since, and keep the parts there are."""
+
     _sample_share = field_validator("sample", mode="before")(_share)
     _columns_once = field_validator("columns")(_once)
+
+    @model_validator(mode="after")
+    def _whole_files(self) -> Self:
+        if self.incremental and self.limit is not None:
+            raise ValueError("limit and incremental exclude each other: files are complete or not")
+        return self
 
 
 class ModelOptions(Options):
@@ -190,6 +200,13 @@ class CheckpointOptions(Options):
     """Rows of a unit, the piece that is published and restarted as one. auto: about 128 MiB of
     input or output, at most 65,536 rows."""
 
+    every: Seconds | None = neutral(60.0)
+    """Seconds after which the finished batches of a unit that takes longer are put aside, so that a
+    restart goes on from them; null never does."""
+
+    spill_bytes: Count = neutral(256 * 1024 * 1024)
+    """Bytes that are put aside for one unit, at most."""
+
 
 class ErrorsOptions(Options):
     """What to do about rows that fail."""
@@ -221,6 +238,19 @@ class ComputeOptions(Options):
     queue_bytes: Count = neutral(256 * 1024 * 1024)
     """Bytes of decoded rows that wait between two stages of a worker, at most."""
 
+    claims: Literal["auto", "static", "lease"] = neutral("auto")
+    """How several processes on one output share it. static: every n-th unit, by `--shard i/n`.
+    lease: blocks of units, claimed as they are needed and taken over from the dead. auto: static
+    with `--shard`; in a Kubernetes Job whose completions are not known, lease."""
+
+    heartbeat: Seconds = neutral(15.0)
+    """Seconds between two signs of life of a process; one that gave none for four times as long is
+    taken for dead by the others."""
+
+    stall_timeout: Seconds | Literal["auto"] = neutral("auto")
+    """Seconds without a batch after which a worker is taken for hung, and replaced; always at least
+    ten times the slow batches of the run. auto: 360, longer than a store may keep it waiting."""
+
     @field_validator("devices")
     @classmethod
     def _known_devices(cls, value: str | int | tuple[str, ...]) -> str | int | tuple[str, ...]:
@@ -231,6 +261,13 @@ class ComputeOptions(Options):
                 raise ValueError(f"must list 'cpu' or devices such as 'cuda:0'{named}")
             _once(value)
         return value
+
+
+class LimitsOptions(Options):
+    """What ends a run early."""
+
+    grace: Seconds = neutral(8.0)
+    """Seconds to finish what is being committed after SIGTERM or SIGINT."""
 
 
 class PushgatewayOptions(Options):

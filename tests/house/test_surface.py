@@ -45,13 +45,14 @@ VERBS = {
     "doctor": {"--json"},
 }
 KEYS = {
-    "InputOptions": "path format storage_options partitioning columns where limit sample",
+    "InputOptions": "path format storage_options partitioning columns where limit sample incremental",
     "ModelOptions": "backend path entry version sha256 inputs precision forbid_nan allow_unsafe_model",
     "BatchingOptions": "size by window_rows",
     "OutputOptions": "path format storage_options carry columns partition_by meta commit",
-    "CheckpointOptions": "unit_rows",
+    "CheckpointOptions": "unit_rows every spill_bytes",
     "ErrorsOptions": "on_error max",
-    "ComputeOptions": "devices workers_per_device threads readers queue_bytes",
+    "ComputeOptions": "devices workers_per_device threads readers queue_bytes claims heartbeat stall_timeout",
+    "LimitsOptions": "grace",
     "ObserveOptions": "interval pushgateway",
     "PushgatewayOptions": "url every instance timeout",
 }
