@@ -22,6 +22,7 @@ SECTIONS = {
     "checkpoint": sections.CheckpointOptions,
     "errors": sections.ErrorsOptions,
     "compute": sections.ComputeOptions,
+    "limits": sections.LimitsOptions,
     "observe": sections.ObserveOptions,
     "observe.pushgateway": sections.PushgatewayOptions,
 }

@@ -333,7 +333,7 @@ CASES: dict[str, tuple[str | bytes, list[str]]] = {
         [
             (
                 ":5:1  \\x1b[31mred: unknown key (known: batching, checkpoint, compute, description, "
-                "errors, input, job, labels, model, observe, output, params, postprocess, preprocess, "
+                "errors, input, job, labels, limits, model, observe, output, params, postprocess, preprocess, "
                 "version)"
             )
         ],
