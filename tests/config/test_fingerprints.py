@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from batchinfer.config.sections import (
     ErrorsOptions,
     InputOptions,
     JobHead,
+    LimitsOptions,
     ModelOptions,
     ObserveOptions,
     OutputOptions,
@@ -120,7 +122,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     """Return the base job with one value put in."""
     document = copy.deepcopy(BASE)
     node: Any = document
-    *parents, last = path.removesuffix(".every").removesuffix(".instance").removesuffix(".timeout").split(".")
+    *parents, last = re.sub(r"pushgateway\.(every|instance|timeout)$", "pushgateway", path).split(".")
     if path.endswith("pushgateway.url"):
         parents, last, value = ["observe"], "pushgateway", {"url": value}
     for part in parents:
@@ -149,6 +151,7 @@ def test_every_key_is_judged() -> None:
         "checkpoint.": CheckpointOptions,
         "errors.": ErrorsOptions,
         "compute.": ComputeOptions,
+        "limits.": LimitsOptions,
         "observe.": ObserveOptions,
     }
     known = {key for prefix, cls in sections.items() for key in keys(cls, prefix)}
