@@ -9,6 +9,8 @@ import signal
 import threading
 from collections.abc import Callable
 
+from batchinfer.errors import JobFileError
+
 VARIABLE = "BATCHINFER_CRASH"
 PERMISSION = "BATCHINFER_TESTING"
 
@@ -80,6 +82,12 @@ def misuse() -> str | None:
     if name not in CRASH_POINTS or not (count or "1").isdigit():
         return f"{VARIABLE}={asked!r} names no crash point"
     return None
+
+
+def refuse_misuse() -> None:
+    """Raise JobFileError where the variable is set outside the project's tests, or names no point."""
+    if (wrong := misuse()) is not None:
+        raise JobFileError(wrong, hint=f"unset {VARIABLE}")
 
 
 def watch(listener: Callable[[str], None] | None) -> None:

@@ -7,7 +7,7 @@ takes one `Options`. Constructing is cheap and imports nothing heavy: `validate`
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -144,6 +144,16 @@ class Sink(Protocol):
 
     def count(self, data: bytes) -> tuple[int, int]:
         """Return the rows and the failed rows in an encoded part. Raises DataError if it is damaged."""
+        ...
+
+    def footer(self, file: Any) -> Mapping[str, str]:
+        """Return what an encoded part, open for random access, says of itself: its metadata, `rows`,
+        and `schema` where the format has one. Raises DataError if it is damaged."""
+        ...
+
+    def row_numbers(self, data: bytes) -> Sequence[int] | None:
+        """Decode a whole part, and return column `_row` if it has one. Raises DataError if anything in
+        it is damaged."""
         ...
 
 

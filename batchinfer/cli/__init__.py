@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from typing import NoReturn
 
-def main() -> None:
+
+def main() -> NoReturn:
     """Run the command line and exit with a code of the table in `errors`."""
     from batchinfer.cli.app import run_app
 
-    run_app()
+    code = run_app()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    # Not through interpreter shutdown: a thread of some client that still waits for an answer would
+    # hold it up.
+    os._exit(code)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import sys
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from batchinfer.cli import doctor, init, plan, preview, run, schema, status, validate, verify
+from batchinfer.cli import doctor, gc, init, plan, preview, run, schema, status, validate, verify
 from batchinfer.cli.failures import exit_code_of, show_failure
+from batchinfer.crash import refuse_misuse
 
 app = typer.Typer(
     name="batchinfer",
@@ -38,15 +38,16 @@ def _global(
     pass
 
 
-for _verb in (init, validate, plan, preview, run, status, verify, schema, doctor):
+for _verb in (init, validate, plan, preview, run, status, verify, gc, schema, doctor):
     app.command(name=_verb.NAME)(_verb.command)
 
 
-def run_app() -> NoReturn:
+def run_app() -> int:
     """Run the command line; every error becomes a message and an exit code."""
     try:
+        refuse_misuse()
         code = app(standalone_mode=False)
     except BaseException as error:  # noqa: BLE001 - the outermost boundary
         show_failure(error)
-        sys.exit(exit_code_of(error))
-    sys.exit(code if isinstance(code, int) else 0)
+        return exit_code_of(error)
+    return code if isinstance(code, int) else 0

@@ -13,7 +13,7 @@ NAME = "plan"
 
 def command(job: JobFile, *, param: Params = None, set_: Sets = None, as_json: AsJson = False) -> None:
     """Show units, rows and bytes, and what is committed already. Reads footers, writes nothing."""
-    from batchinfer.runner.job import prepare
+    from batchinfer.runner.prepare import prepare
 
     prepared = prepare(load(job, param, set_))
     plan, pending = prepared.plan, prepared.pending

@@ -29,15 +29,28 @@ def command(
     log_format: Annotated[
         LogFormat, typer.Option(help="Progress lines where the output is no terminal.")
     ] = LogFormat.text,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Do every N-th unit from I on; in an indexed Kubernetes Job it knows.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Compute everything anew, as a new generation beside the old one."),
+    ] = False,
     exit_empty: Annotated[
         int, typer.Option(metavar="CODE", help="Exit code when nothing left to do (0 or 99).")
     ] = 0,
 ) -> None:
     """Run a job. Run the same command again to resume: committed units are never done twice."""
     from batchinfer.runner.job import run
+    from batchinfer.runner.shares import share_of
     from batchinfer.telemetry import make_observers
 
     loaded = load(job, param, set_)
+    share = share_of(shard)
     observers = make_observers(
         loaded.observe,
         job=loaded.name,
@@ -45,6 +58,6 @@ def command(
         log_format=log_format.value,
         stream=sys.stderr,
     )
-    report = run(loaded, this_machine(), observers)
+    report = run(loaded, this_machine(), observers, share=share, force=force)
     if report.units_reused == report.units_total and exit_empty:
         raise typer.Exit(ExitCode.EMPTY)

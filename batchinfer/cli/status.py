@@ -22,7 +22,13 @@ def command(output: Output, *, as_json: AsJson = False) -> None:
         typer.echo(json.dumps(asdict(status), indent=2))
         return
     share = status.units_done / max(status.units_total, 1)
-    typer.echo(f"{status.job}   plan {status.plan}   {status.state}")
+    generation = f"   generation {status.generation}" if status.generation > 1 else ""
+    typer.echo(f"{status.job}   plan {status.plan}{generation}   {status.state}")
     typer.echo(f"  units    {status.units_done:,} of {status.units_total:,} committed ({share:.1%})")
     typer.echo(f"  rows     {status.rows_done:,} of {status.rows_total:,} planned")
     typer.echo(f"  output   {status.output} ({status.num_bytes:,} bytes)")
+    for process in status.processes:
+        typer.echo(f"  at work  {process.owner} (last sign {process.silent_s:.0f} s ago)")
+    if status.suspects:
+        shown = ", ".join(str(unit) for unit in status.suspects[:10])
+        typer.echo(f"  suspect  units {shown}: a process died while it had them")

@@ -26,7 +26,7 @@ def command(
     from batchinfer import tensors
     from batchinfer.config import resolve
     from batchinfer.runner.check import check_model
-    from batchinfer.runner.job import prepare
+    from batchinfer.runner.prepare import prepare
 
     loaded = load(job, param, set_)
     typer.echo(f"ok  {loaded.origin}: the job file")

@@ -16,13 +16,18 @@ _SHOWN = 20
 def command(
     output: Output,
     *,
-    deep: Annotated[bool, typer.Option("--deep", help="Read every part: checksums and row counts.")] = False,
+    footer: Annotated[
+        bool, typer.Option("--footer", help="Read every part's footer: its plan, unit, rows and columns.")
+    ] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every byte: checksums, pages and row numbers.")
+    ] = False,
 ) -> None:
     """Compare an output with its manifest: nothing missing, nothing changed, nothing that is not ours."""
     from batchinfer.runner.inspection import verify_output
 
     root, options = output_of(output)
-    verdict = verify_output(root, options, deep=deep)
+    verdict = verify_output(root, options, level="deep" if deep else "footer" if footer else "quick")
     if verdict.problems:
         shown = "\n".join(f"  {problem}" for problem in verdict.problems[:_SHOWN])
         more = f"\n  and {len(verdict.problems) - _SHOWN} more" if len(verdict.problems) > _SHOWN else ""
@@ -31,7 +36,7 @@ def command(
             where=root,
             hint="delete a damaged or missing part's file and run the job again: it is computed anew",
         )
-    how = "every byte" if deep else "names and sizes"
+    how = "every byte" if deep else "every footer" if footer else "names and sizes"
     typer.echo(
         f"verified {how}: {verdict.num_parts:,} parts, {verdict.num_rows:,} rows, "
         f"{verdict.num_errors:,} of them failed rows"

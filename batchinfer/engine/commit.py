@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -51,6 +51,16 @@ class OutputLayout:
     def record_name(self, unit: int) -> str:
         """Return the name of a unit's record, relative to the root."""
         return f"_batchinfer/{self.plan8}/units/{unit:05d}.json"
+
+    def spill_folder(self, unit: int) -> str:
+        """Return where the finished batches of an unfinished unit are put aside."""
+        return f"_batchinfer/{self.plan8}/spill/{unit:05d}"
+
+    def spilled_units(self, names: Iterable[str]) -> frozenset[int]:
+        """Return the units that have batches put aside, from the names of a listing."""
+        start = f"_batchinfer/{self.plan8}/spill/"
+        found = (name.removeprefix(start).partition("/")[0] for name in names if name.startswith(start))
+        return frozenset(int(unit) for unit in found if unit.isdigit())
 
     def uri(self, name: str) -> str:
         """Return the full name of something below the root."""

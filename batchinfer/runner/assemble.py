@@ -73,7 +73,14 @@ def assemble(start: Start) -> Iterator[Assembly]:
 
         def open_unit(unit: Unit) -> UnitWriter:
             """Begin the output of a unit."""
-            return UnitWriter(unit, layout=layout, sink=sink, store=store, metadata=start.metadata)
+            return UnitWriter(
+                unit,
+                layout=layout,
+                sink=sink,
+                store=store,
+                metadata=start.metadata,
+                deterministic=job.output.commit == "deterministic",
+            )
 
         way = Way(
             source=registry.load("sources", job.input.format)(job.input),

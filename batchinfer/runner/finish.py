@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from batchinfer.crash import crash_point
 from batchinfer.data import PartFile, Receipt
 from batchinfer.engine.commit import FORMAT_VERSION, OutputLayout, describe_part
-from batchinfer.engine.publish import create_once, sha256
-from batchinfer.errors import DataError
+from batchinfer.engine.publish import create_once
+from batchinfer.errors import DataError, FingerprintError
 from batchinfer.runner.ledger import Ledger, read_ledger
+from batchinfer.runner.output import read_control, seal
+from batchinfer.storage import AlreadyExists
 
 if TYPE_CHECKING:
     from batchinfer.protocols import Sink
     from batchinfer.runner.plan import Plan
     from batchinfer.storage import Store
 
-_READS_AT_ONCE = 8
+
+def manifest_name(plan8: str) -> str:
+    """Return where a plan's manifest is, relative to the root."""
+    return f"_batchinfer/{plan8}/manifest.json"
 
 
 def finish(
@@ -27,9 +34,11 @@ def finish(
 ) -> dict[str, Any]:
     """Write the manifest and `_SUCCESS` if every unit is committed; return the manifest.
 
-    Whoever does it writes the same bytes, so several may. Raises DataError where a part is gone.
+    Whoever does it writes the same bytes, so several may. Raises DataError where a part is gone,
+    FingerprintError where a later generation has taken this one's place.
     """
     ledger = read_ledger(store, layout)
+    crash_point("final.list")
     missing = set(range(layout.num_units)) - ledger.committed
     if missing:
         raise DataError(
@@ -37,51 +46,89 @@ def finish(
             where=layout.root,
             hint="run the same command again: it is computed anew",
         )
-    known = {part.name: part for receipt in receipts.values() if receipt.won for part in receipt.parts}
-    parts = describe_parts(store, layout, ledger, sink, known)
-    manifest = {
-        "format": FORMAT_VERSION,
-        "plan": layout.plan8,
-        "job": plan.job,
-        "fingerprint": plan.fingerprint,
-        "rows": sum(part.num_rows for part in parts),
-        "rows_error": sum(part.num_errors for part in parts),
-        "parts": [asdict(part) for part in parts],
-    }
+    mine = {part.name: part for receipt in receipts.values() if receipt.won for part in receipt.parts}
+    manifest = _manifest(store, layout, plan, _described(store, layout, ledger, sink, mine))
     data = json.dumps(manifest, indent=1, sort_keys=True).encode()
-    uri = layout.uri(f"_batchinfer/{layout.plan8}/manifest.json")
-    if not create_once(store, uri, data):
-        raise DataError(
-            "the manifest that is there does not agree with the parts",
-            where=uri,
-            hint="run `batchinfer verify` on the output: it names the part that changed",
+    crash_point("final.manifest.before")
+    _store_manifest(store, layout, manifest, data, mine)
+    crash_point("final.manifest.after")
+    crash_point("final.success.before")
+    facts = {"rows": manifest["rows"], "rows_error": manifest["rows_error"]}
+    if not seal(store, layout.root, plan, data, facts):
+        raise FingerprintError(
+            "a later run with --force has taken this one's place",
+            where=layout.root,
+            hint="nothing to do: the output is the later run's",
         )
-    seal = {
-        "format": FORMAT_VERSION,
-        "plan": layout.plan8,
-        "manifest": f"_batchinfer/{layout.plan8}/manifest.json",
-        "manifest_sha256": sha256(data),
-        "rows": manifest["rows"],
-        "rows_error": manifest["rows_error"],
-    }
-    store.put(layout.uri("_SUCCESS"), json.dumps(seal, indent=1, sort_keys=True).encode())
+    crash_point("final.success.after")
     return manifest
 
 
-def describe_parts(
-    store: Store, layout: OutputLayout, ledger: Ledger, sink: Sink, known: Mapping[str, PartFile]
+def _manifest(store: Store, layout: OutputLayout, plan: Plan, parts: list[PartFile]) -> dict[str, Any]:
+    """Put together what the output consists of: this plan's parts, and those that it keeps."""
+    described = [asdict(part) for part in parts]
+    plans, rows_planned = [plan.plan8], plan.num_rows
+    if plan.parent is not None:
+        before = read_control(store, layout.uri(manifest_name(plan.parent)), "manifest")
+        described = sorted([*before["parts"], *described], key=lambda part: str(part["name"]))
+        plans = [*before["plans"], *plans]
+        rows_planned += before["rows_planned"]
+    return {
+        "format": FORMAT_VERSION,
+        "generation": plan.generation,
+        "plan": plan.plan8,
+        "plans": plans,
+        "job": plan.job,
+        "fingerprint": plan.fingerprint,
+        "rows_planned": rows_planned,
+        "rows": sum(part["num_rows"] for part in described),
+        "rows_error": sum(part["num_errors"] for part in described),
+        "parts": described,
+    }
+
+
+def _store_manifest(
+    store: Store,
+    layout: OutputLayout,
+    manifest: Mapping[str, Any],
+    data: bytes,
+    mine: Mapping[str, PartFile],
+) -> None:
+    """Create the manifest. One that is there must agree, but for parts that were lost and that this
+    run has just computed again. Raises DataError for any other difference."""
+    uri = layout.uri(manifest_name(layout.plan8))
+    while not create_once(store, uri, data):
+        version = next((entry.version for entry in store.glob(uri) if entry.uri == uri), "")
+        there = {part["name"]: part for part in read_control(store, uri, "manifest")["parts"]}
+        here = {part["name"]: part for part in manifest["parts"]}
+        differing = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+        stranger = next((name for name in differing if name not in mine), None)
+        if stranger is not None:
+            raise DataError(
+                f"the manifest that is there does not agree with {stranger}",
+                where=uri,
+                hint="delete that part's file and run the same command again: it is computed anew",
+            )
+        try:
+            store.replace(uri, data, version=version)
+        except AlreadyExists:
+            continue
+        return
+
+
+def _described(
+    store: Store, layout: OutputLayout, ledger: Ledger, sink: Sink, mine: Mapping[str, PartFile]
 ) -> list[PartFile]:
-    """Describe every part, sorted by name; those of earlier runs are read back and counted."""
+    """Describe every part, sorted by name; those of other runs by their stamps, or by reading them."""
+    remote = "://" in layout.root and not layout.root.startswith("file://")
 
     def describe(name: str) -> PartFile:
         """Describe one part."""
-        if name in known:
-            return known[name]
-        return describe_part(store, layout, name, sink)
+        part = mine.get(name) or describe_part(store, layout, name, sink)
+        return dataclasses.replace(part, etag=ledger.parts[name].version) if remote else part
 
-    return _in_threads(describe, sorted(ledger.parts))
-
-
-def _in_threads(function: Any, items: Iterable[str]) -> list[PartFile]:
-    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        return list(pool.map(function, items))
+    names = sorted(ledger.parts)
+    if store.parallel == 1 or all(name in mine for name in names):
+        return [describe(name) for name in names]
+    with ThreadPoolExecutor(store.parallel) as pool:
+        return list(pool.map(describe, names))

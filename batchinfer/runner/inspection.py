@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
 
 from batchinfer import registry
+from batchinfer.engine.publish import sha256
 from batchinfer.errors import DataError, NoInputError
-from batchinfer.runner.ledger import ledger_of
-from batchinfer.runner.output import generations, read_plan
+from batchinfer.runner.ledger import ledger_of, plan_of
+from batchinfer.runner.output import Seal, below, generations, read_control, read_plan, read_seal
+from batchinfer.runner.presence import beats
 from batchinfer.storage import ObjectMissing, open_store
 
 if TYPE_CHECKING:
+    from batchinfer.data import Entry
+    from batchinfer.protocols import Sink
     from batchinfer.runner.plan import Plan
     from batchinfer.storage import Store
+
+Level = Literal["quick", "footer", "deep"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessStatus:
+    """A process that shows signs of life. `silent_s` compares two machines' clocks: for people only."""
+
+    owner: str
+    silent_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +40,7 @@ class OutputStatus:
 
     job: str
     plan: str
+    generation: int
     output: str
     state: str
     units_total: int
@@ -32,6 +48,9 @@ class OutputStatus:
     rows_total: int
     rows_done: int
     num_bytes: int
+    processes: tuple[ProcessStatus, ...]
+    suspects: tuple[int, ...]
+    """Units that were in the hands of processes that died."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,50 +66,54 @@ class Verdict:
 
 def read_status(root: str, options: Mapping[str, Any]) -> OutputStatus:
     """Read the progress of an output from its listing. Raises NoInputError where there is none."""
-    _, plan, entries = _open(root, options)
+    store = open_store(root, options)
+    entries = store.entries(root)
+    plan = _latest_plan(store, root, entries)
     ledger = ledger_of(entries, plan.layout(root))
     done = [plan.units[index] for index in ledger.committed]
-    sealed = any(entry.uri == f"{root.rstrip('/')}/_SUCCESS" for entry in entries)
+    there = read_seal(store, root) if any(below(root, entry.uri) == "_SUCCESS" for entry in entries) else None
+    state = "all units committed" if len(done) == len(plan.units) else "unfinished"
+    if there is not None and there.plan == plan.plan8 and state != "unfinished":
+        state = "complete"
+    now = time.time()
+    names = [below(root, entry.uri) for entry in entries]
+    start = f"_batchinfer/{plan.plan8}/suspect/"
+    suspects = {int(name.removeprefix(start).split("/")[0]) for name in names if name.startswith(start)}
     return OutputStatus(
         job=plan.job,
         plan=plan.plan8,
+        generation=plan.generation,
         output=root,
-        state="complete"
-        if sealed
-        else "all units committed"
-        if len(done) == len(plan.units)
-        else "unfinished",
+        state=state,
         units_total=len(plan.units),
         units_done=len(done),
         rows_total=plan.num_rows,
         rows_done=sum(stop - start for _, start, stop in done),
         num_bytes=sum(entry.size_bytes for entry in ledger.parts.values()),
+        processes=tuple(
+            ProcessStatus(owner=beat.owner, silent_s=max(now - beat.modified, 0.0))
+            for beat in beats(entries, root, plan.plan8)
+        ),
+        suspects=tuple(sorted(suspects - ledger.committed)),
     )
 
 
-def verify_output(root: str, options: Mapping[str, Any], *, deep: bool) -> Verdict:
-    """Compare an output with its manifest: names and sizes, or (`deep`) every byte and row count.
+def verify_output(root: str, options: Mapping[str, Any], *, level: Level = "quick") -> Verdict:
+    """Compare an output with the manifest that `_SUCCESS` names.
 
-    Raises NoInputError where there is no output, DataError where it was never finished.
+    `quick`: names, sizes and ETags, from one listing. `footer`: also what every part says of itself.
+    `deep`: also every byte, page checksum and row number. Raises NoInputError where there is no
+    output, DataError where it was never finished or its control files are damaged.
     """
-    store, plan, entries = _open(root, options)
-    layout = plan.layout(root)
-    manifest = _manifest(store, root)
-    ledger = ledger_of(entries, layout)
-    sink = registry.load("sinks", "jsonl" if plan.suffix == ".jsonl" else "parquet")
-    counter = sink(sink.Options.model_construct())
-    problems = [f"{name}: is not in the manifest" for name in ledger.aliens]
-    listed = {part["name"] for part in manifest["parts"]}
-    problems += [f"{name}: is not in the manifest" for name in sorted(ledger.parts.keys() - listed)]
-    for part in manifest["parts"]:
-        name = part["name"]
-        if name not in ledger.parts:
-            problems.append(f"{name}: is missing")
-        elif ledger.parts[name].size_bytes != part["num_bytes"]:
-            size = ledger.parts[name].size_bytes
-            problems.append(f"{name}: has {size} bytes, the manifest says {part['num_bytes']}")
-        elif deep:
-            problems += _deep(store.read(layout.uri(name)), part, counter)
+    store = open_store(root, options)
+    entries = store.entries(root)
+    plan = _latest_plan(store, root, entries)
+    manifest = read_manifest(store, root, _seal(store, root))
+    check = _Check(store, root, manifest, _sink(plan))
+    problems = [*check.names(entries)]
+    problems += check.totals()
+    if level != "quick":
+        problems += check.parts(check.footer if level == "footer" else check.deep)
     return Verdict(
         output=root,
         num_parts=len(manifest["parts"]),
@@ -100,42 +123,132 @@ def verify_output(root: str, options: Mapping[str, Any], *, deep: bool) -> Verdi
     )
 
 
-def _open(root: str, options: Mapping[str, Any]) -> tuple[Store, Plan, list[Any]]:
-    store = open_store(root, options)
-    entries = store.entries(root)
+def read_manifest(store: Store, root: str, seal: Seal) -> dict[str, Any]:
+    """Read the manifest that a seal names. Raises DataError where it is another one now."""
+    uri = f"{root.rstrip('/')}/{seal.manifest}"
+    if sha256(store.read(uri)) != seal.manifest_sha256:
+        raise DataError("the manifest was changed after the run", where=uri)
+    return read_control(store, uri, "manifest")
+
+
+class _Check:
+    """The comparison of one output with its manifest."""
+
+    def __init__(self, store: Store, root: str, manifest: Mapping[str, Any], sink: Sink) -> None:
+        self._store = store
+        self._root = root
+        self._manifest = manifest
+        self._sink = sink
+        self._listed: dict[str, Any] = {part["name"]: part for part in manifest["parts"]}
+        self._there: dict[str, Entry] = {}
+        self._schema: str | None = None
+
+    def names(self, entries: Sequence[Entry]) -> Iterator[str]:
+        """Compare names, sizes and ETags."""
+        for entry in entries:
+            name = below(self._root, entry.uri)
+            if any(segment.startswith(("_", ".")) for segment in name.split("/")):
+                continue
+            if name in self._listed:
+                self._there[name] = entry
+            elif plan_of(name) in self._manifest["plans"]:
+                yield f"{name}: is not in the manifest"
+            elif plan_of(name) is not None:
+                yield f"{name}: is of another generation; `batchinfer gc` removes those that are superseded"
+            else:
+                yield f"{name}: is not in the manifest, and no part of ours"
+        for name, part in self._listed.items():
+            found = self._there.get(name)
+            if found is None:
+                yield f"{name}: is missing"
+            elif found.size_bytes != part["num_bytes"]:
+                yield f"{name}: has {found.size_bytes} bytes, the manifest says {part['num_bytes']}"
+            elif part["etag"] and found.version != part["etag"]:
+                yield f"{name}: was written again after the run (its ETag changed)"
+
+    def totals(self) -> Iterator[str]:
+        """Compare the manifest with itself."""
+        for key, column in (("rows", "num_rows"), ("rows_error", "num_errors")):
+            total = sum(part[column] for part in self._listed.values())
+            if total != self._manifest[key]:
+                yield f"the manifest: its parts have {total} {key}, it says {self._manifest[key]}"
+
+    def parts(self, check: Any) -> list[str]:
+        """Look into every part that is there with the right size, several at once."""
+        names = sorted(self._there)
+        with ThreadPoolExecutor(min(self._store.parallel, max(len(names), 1))) as pool:
+            return [problem for found in pool.map(check, names) for problem in found]
+
+    def footer(self, name: str) -> list[str]:
+        """Compare what a part says of itself with the manifest."""
+        try:
+            file = self._store.open(f"{self._root.rstrip('/')}/{name}")
+            with file:
+                said = self._sink.footer(file)
+        except DataError as error:
+            return [f"{name}: {error.message}"]
+        return self._compare(name, said)
+
+    def deep(self, name: str) -> list[str]:
+        """Check every byte of a part, that it decodes, and that its rows are those of its unit."""
+        import pyarrow as pa
+
+        part = self._listed[name]
+        try:
+            data = self._store.read(f"{self._root.rstrip('/')}/{name}")
+            if sha256(data) != part["sha256"]:
+                return [f"{name}: its content changed (sha256 differs)"]
+            said = self._sink.footer(pa.BufferReader(data))
+            numbers = self._sink.row_numbers(data)
+        except DataError as error:
+            return [f"{name}: {error.message}"]
+        problems = self._compare(name, said)
+        start, _, stop = said.get("batchinfer.source_rows", "").partition("..")
+        if numbers and stop:
+            inside = int(start) <= numbers[0] and numbers[-1] < int(stop)
+            if not inside or any(after <= before for before, after in pairwise(numbers)):
+                problems.append(f"{name}: its `_row` numbers are not rows {start}..{stop} in order")
+        return problems
+
+    def _compare(self, name: str, said: Mapping[str, str]) -> list[str]:
+        part, problems = self._listed[name], []
+        if int(said["rows"]) != part["num_rows"]:
+            problems.append(f"{name}: holds {said['rows']} rows, the manifest says {part['num_rows']}")
+        if "schema" not in said:
+            return problems  # a format without footers
+        if said.get("batchinfer.plan") != plan_of(name):
+            problems.append(f"{name}: says that it is of plan {said.get('batchinfer.plan')}")
+        if f"part-{int(said.get('batchinfer.unit', -1)):05d}-" not in name:
+            problems.append(f"{name}: says that it is unit {said.get('batchinfer.unit')}")
+        # Any order of parts will do: all of them must have the schema of whichever was first.
+        self._schema = self._schema or said["schema"]
+        if said["schema"] != self._schema:
+            problems.append(f"{name}: has other columns than the other parts")
+        return problems
+
+
+def _latest_plan(store: Store, root: str, entries: Sequence[Entry]) -> Plan:
     numbers = generations(entries, root)
     if not numbers:
         raise NoInputError("no batchinfer output is here", where=root, hint="name the job's output.path")
-    return store, read_plan(store, root, numbers[-1]), entries
+    return read_plan(store, root, numbers[-1])
 
 
-def _manifest(store: Store, root: str) -> dict[str, Any]:
-    base = root.rstrip("/")
+def _sink(plan: Plan) -> Sink:
+    factory = registry.load("sinks", "jsonl" if plan.suffix == ".jsonl" else "parquet")
+    sink: Sink = factory(factory.Options.model_construct())
+    return sink
+
+
+def _seal(store: Store, root: str) -> Seal:
     try:
-        seal = json.loads(store.read(f"{base}/_SUCCESS"))
+        found = read_seal(store, root)
     except ObjectMissing:
+        found = None
+    if found is None:
         raise DataError(
             "the output is not finished: there is no _SUCCESS",
             where=root,
             hint="run the job again: it resumes",
-        ) from None
-    except ValueError as error:
-        raise DataError("is damaged", where=f"{base}/_SUCCESS") from error
-    data = store.read(f"{base}/{seal['manifest']}")
-    if hashlib.sha256(data).hexdigest() != seal["manifest_sha256"]:
-        raise DataError("the manifest was changed after the run", where=f"{base}/{seal['manifest']}")
-    manifest: dict[str, Any] = json.loads(data)
-    return manifest
-
-
-def _deep(data: bytes, part: Mapping[str, Any], counter: Any) -> list[str]:
-    """Check every byte of a part, and that it holds the rows it should."""
-    if hashlib.sha256(data).hexdigest() != part["sha256"]:
-        return [f"{part['name']}: its content changed (sha256 differs)"]
-    try:
-        counted = counter.count(data)
-    except DataError as error:
-        return [f"{part['name']}: {error.message}"]
-    if counted != (part["num_rows"], part["num_errors"]):
-        return [f"{part['name']}: holds {counted[0]} rows, the manifest says {part['num_rows']}"]
-    return []
+        )
+    return found

@@ -8,25 +8,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from batchinfer import registry
-from batchinfer.config import Fingerprint, Job, Machine, content_sha256, diff, fingerprint, resolve
-from batchinfer.data import Entry, Receipt, RowError
-from batchinfer.errors import BatchinferError, ExitCode, FingerprintError
+from batchinfer.clock import SystemClock
+from batchinfer.config import Job, Machine, resolve
+from batchinfer.data import Receipt, RowError
+from batchinfer.errors import BatchinferError, ExitCode, UnavailableError
 from batchinfer.events import Event, RunFinished, RunStarted, Warned
 from batchinfer.runner.budget import Budget
+from batchinfer.runner.claims import Claims
+from batchinfer.runner.deal import Deal, LeaseDeal, StaticDeal, Supersession
 from batchinfer.runner.finish import finish
-from batchinfer.runner.ledger import Ledger, ledger_of
+from batchinfer.runner.keeper import DealtWork, Keeper
+from batchinfer.runner.ledger import read_ledger
 from batchinfer.runner.messages import Ready, Start
-from batchinfer.runner.output import begun, generations, probe, read_plan, require_empty, store_plan
-from batchinfer.runner.plan import Plan, diff_inputs, listing, make_plan
+from batchinfer.runner.output import probe, store_plan
+from batchinfer.runner.plan import Plan
+from batchinfer.runner.prepare import Prepared, prepare
+from batchinfer.runner.presence import Presence, new_owner
 from batchinfer.runner.process import InlineWorker, ProcessWorker, Worker
+from batchinfer.runner.shares import Share
 from batchinfer.runner.signals import Interrupts
 from batchinfer.runner.supervisor import Supervisor
-from batchinfer.storage import open_store
 
 if TYPE_CHECKING:
-    from batchinfer.protocols import Observer, Sink, Source
-    from batchinfer.storage import Store
+    from batchinfer.protocols import Observer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +38,8 @@ class RunReport:
     """What the output holds now, and what this run did for it.
 
     `rows_in == rows_ok + rows_error + rows_filtered`, over the whole output. `rows_reused` of
-    `rows_in` were committed by earlier runs.
+    `rows_in` were committed by earlier runs. Where other processes still have `units_left` to do,
+    the rows are those that this run has done.
     """
 
     job: str
@@ -50,6 +55,7 @@ class RunReport:
     units_total: int
     units_reused: int
     seconds: float
+    units_left: int = 0
     errors: tuple[RowError, ...] = ()
     settings: dict[str, str] = field(default_factory=dict)
 
@@ -59,68 +65,19 @@ class RunReport:
         return (self.rows_in - self.rows_reused) / self.seconds if self.seconds else 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A job against its output: what there is to do, and what is done."""
+def run(
+    job: Job,
+    machine: Machine,
+    observers: Sequence[Observer],
+    *,
+    share: Share | None = None,
+    force: bool = False,
+) -> RunReport:
+    """Run a job to its end and report. Raises what ended it early; observers hear of it first.
 
-    job: Job
-    source: Source
-    sink: Sink
-    store: Store
-    plan: Plan
-    ledger: Ledger
-    generation: int
-    stored: bool
-
-    @property
-    def pending(self) -> list[int]:
-        """Units that are not committed, in order."""
-        return [index for index in range(len(self.plan.units)) if index not in self.ledger.committed]
-
-    def planned_rows(self, units: Sequence[int]) -> int:
-        """Rows of some units, before `where` and `sample`."""
-        return sum(self.plan.units[index][2] - self.plan.units[index][1] for index in units)
-
-
-def prepare(job: Job) -> Prepared:
-    """List the input and the output once each, and make or find the plan.
-
-    Raises NoInputError, DataError (unreadable or drifting shards), FingerprintError (the output is
-    another job's).
+    With a `share`, only this process's part of it. `force` begins a new generation of the output.
     """
-    source: Source = registry.load("sources", job.input.format)(job.input)
-    sink: Sink = registry.load("sinks", job.output.format)(job.output)
-    store = open_store(job.output.path, job.output.storage_options)
-    found = source.list_entries()
-    _check_pin(job)
-    mine = fingerprint(job)
-    there = store.entries(job.output.path)
-    numbers = generations(there, job.output.path)
-    latest = numbers[-1] if numbers else 0
-    plan = read_plan(store, job.output.path, latest) if latest else None
-    if plan is not None and not _same(plan, mine, found):
-        if begun(there, job.output.path, plan):
-            raise _belongs_to_another(job, plan, mine, found)
-        plan = None  # nothing of the earlier plan was ever committed: begin anew
-    if plan is None:
-        require_empty(there, job.output.path)
-    stored = plan is not None
-    plan = plan or make_plan(job, source, found, mine, suffix=sink.suffix)
-    return Prepared(
-        job=job,
-        source=source,
-        sink=sink,
-        store=store,
-        plan=plan,
-        ledger=ledger_of(there, plan.layout(job.output.path)),
-        generation=latest if stored else latest + 1,
-        stored=stored,
-    )
-
-
-def run(job: Job, machine: Machine, observers: Sequence[Observer]) -> RunReport:
-    """Run a job to its end and report. Raises what ended it early; observers hear of it first."""
-    session = _Session(resolve(job, machine), observers)
+    session = _Session(resolve(job, machine), observers, share or Share(), force=force)
     try:
         report = session.run()
     except BaseException as error:
@@ -130,14 +87,15 @@ def run(job: Job, machine: Machine, observers: Sequence[Observer]) -> RunReport:
             session.emit(RunFinished(exit_code=code, seconds=session.seconds, complete=False))
         raise
     else:
+        whole = not report.units_left
         session.emit(
             RunFinished(
                 exit_code=0,
                 seconds=report.seconds,
-                complete=True,
-                rows_ok=report.rows_ok,
-                rows_error=report.rows_error,
-                rows_filtered=report.rows_filtered,
+                complete=whole,
+                rows_ok=report.rows_ok if whole else None,
+                rows_error=report.rows_error if whole else None,
+                rows_filtered=report.rows_filtered if whole else None,
             )
         )
         return report
@@ -153,9 +111,11 @@ class _OtherPlanError(Exception):
 class _Session:
     """One run: what it found, what it did."""
 
-    def __init__(self, job: Job, observers: Sequence[Observer]) -> None:
+    def __init__(self, job: Job, observers: Sequence[Observer], share: Share, *, force: bool) -> None:
         self._job = job
         self._observers = observers
+        self._share = share
+        self._force = force
         self._run_id = secrets.token_hex(4)
         self._began = time.monotonic()
         self._receipts: dict[int, Receipt] = {}
@@ -174,23 +134,38 @@ class _Session:
             observer.on_event(event)
 
     def run(self) -> RunReport:
-        """Prepare, run the pending units, finish."""
-        try:
-            return self._run(prepare(self._job))
-        except _OtherPlanError:
-            # Another process stored the same job, cut into other units, first: do as it does.
-            return self._run(prepare(self._job))
+        """Prepare, run the pending units, finish; where files arrived meanwhile, once more for them."""
+        with Interrupts() as interrupts:
+            while True:
+                prepared = prepare(self._job, force=self._force)
+                try:
+                    report = self._run(prepared, interrupts)
+                except _OtherPlanError:
+                    # Another process stored the same job, cut into other units, first: do as it does.
+                    continue
+                if not prepared.arrivals or report.units_left:
+                    return report
+                self._force = False
+                self._receipts.clear()
+                self._budget = Budget(self._job)
 
-    def _run(self, prepared: Prepared) -> RunReport:
-        pending = prepared.pending
+    def _run(self, prepared: Prepared, interrupts: Interrupts) -> RunReport:
+        plan, root = prepared.plan, self._job.output.path
+        leases = self._share.leases(self._job.compute.claims)
+        pending = prepared.pending if leases else self._share.of(prepared.pending)
         devices = [device for device in self._devices() for _ in range(self._workers_per_device())]
         devices = devices[: max(len(pending), 1)]
         self._announce(prepared, pending, num_workers=len(devices) if pending else 0)
         if pending:
-            probe(prepared.store, self._job.output.path, commit=self._job.output.commit)
-            self._run_units(prepared, devices)
-        layout = prepared.plan.layout(self._job.output.path)
-        manifest = finish(prepared.store, layout, prepared.plan, prepared.sink, self._receipts)
+            probe(prepared.store, root, commit=self._job.output.commit)
+            self._run_units(prepared, pending, devices, interrupts)
+        layout = plan.layout(root)
+        if len(pending) < len(prepared.pending):
+            committed = read_ledger(prepared.store, layout).committed
+            left = len(plan.units) - len(committed)
+            if left:
+                return self._partial_report(prepared, pending, left)
+        manifest = finish(prepared.store, layout, plan, prepared.sink, self._receipts)
         self._budget.judge(rows=manifest["rows"], failed=manifest["rows_error"])
         return self._report(prepared, pending, manifest)
 
@@ -219,41 +194,93 @@ class _Session:
             )
         )
 
-    def _run_units(self, prepared: Prepared, devices: Sequence[str]) -> None:
+    def _run_units(
+        self, prepared: Prepared, pending: Sequence[int], devices: Sequence[str], interrupts: Interrupts
+    ) -> None:
         """Run the pending units. The plan is stored once a worker has found the job sound."""
         plan, stored = prepared.plan, prepared.stored
+        presence = Presence(prepared.store, self._job.output.path, plan.plan8, new_owner(self._share.index))
+        deal = self._deal(prepared, pending, presence)
+        keeper = Keeper(deal, on_trouble=self._on_trouble)
+        began = False
 
         def on_ready(ready: Ready) -> None:
-            """Store the plan when the first worker found the job sound."""
-            nonlocal stored
+            """Store the plan when the first worker found the job sound, and show that we are at work."""
+            nonlocal began
             self._settings = ready.settings
+            if began:
+                return
+            began = True
             if not stored:
-                root = self._job.output.path
-                winner = store_plan(prepared.store, root, plan, generation=prepared.generation)
+                winner = store_plan(prepared.store, self._job.output.path, plan)
                 if winner.plan8 != plan.plan8:
                     raise _OtherPlanError
-                stored = True
+            suspects = presence.blame(prepared.beats, prepared.ledger.committed)
+            if suspects:
+                self._warn("suspects", f"units {_few(suspects)} were being done when an earlier run died")
+            keeper.start()
 
-        with Interrupts() as interrupts:
-            Supervisor(
-                starts=[self._start(plan, worker, device) for worker, device in enumerate(devices)],
-                spawn=self._spawner(),
-                units=(plan.unit(index) for index in prepared.pending),
-                emit=self.emit,
-                on_ready=on_ready,
-                on_done=self._on_done,
-                interrupts=interrupts,
-            ).run()
+        work = DealtWork(plan, deal, keeper, spilled=prepared.spilled, on_done=self._on_done)
+        stall = self._job.compute.stall_timeout
+        try:
+            with interrupts.watched():
+                Supervisor(
+                    starts=[self._start(plan, worker, device) for worker, device in enumerate(devices)],
+                    spawn=self._spawner(),
+                    work=work,
+                    emit=self.emit,
+                    on_ready=on_ready,
+                    interrupts=interrupts,
+                    grace_s=self._job.limits.grace,
+                    stall_timeout=None if stall == "auto" else float(stall),
+                ).run()
+        finally:
+            keeper.close()
+
+    def _deal(self, prepared: Prepared, pending: Sequence[int], presence: Presence) -> Deal:
+        root, plan, every_s = self._job.output.path, prepared.plan, self._job.compute.heartbeat
+        watch, clock = Supersession(prepared.store, root, plan.generation), SystemClock()
+        if not self._share.leases(self._job.compute.claims):
+            return StaticDeal(pending, presence=presence, watch=watch, every_s=every_s, clock=clock)
+        claims = Claims(
+            prepared.store,
+            root,
+            plan.plan8,
+            owner=presence.owner,
+            num_units=len(plan.units),
+            every_s=every_s,
+            clock=clock,
+        )
+        return LeaseDeal(
+            claims=claims,
+            presence=presence,
+            watch=watch,
+            store=prepared.store,
+            layout=plan.layout(root),
+            committed=prepared.ledger.committed,
+            every_s=every_s,
+            clock=clock,
+        )
+
+    def _on_trouble(self, error: UnavailableError) -> None:
+        self._warn("heartbeat", f"no sign of life could be given ({error.message}); the run goes on")
+
+    def _warn(self, code: str, message: str) -> None:
+        self.emit(Warned(code=code, message=message))
 
     def _on_done(self, receipt: Receipt) -> None:
         self._receipts[receipt.unit] = receipt
         self._budget.add(receipt)
-        if not receipt.won:
-            self.emit(
-                Warned(
-                    code="already_committed",
-                    message=f"unit {receipt.unit} had been committed by another process; its output stands",
-                )
+        if receipt.diverged:
+            self._warn(
+                "divergence",
+                f"unit {receipt.unit} had been committed by another process with other results; its "
+                "output stands: the model or a step is not deterministic",
+            )
+        elif not receipt.won:
+            self._warn(
+                "already_committed",
+                f"unit {receipt.unit} had been committed by another process; its output stands",
             )
 
     def _start(self, plan: Plan, worker: int, device: str) -> Start:
@@ -284,19 +311,41 @@ class _Session:
         }
         return lambda start: ProcessWorker(environment=environment)  # noqa: ARG005 - see above
 
+    def _partial_report(self, prepared: Prepared, pending: Sequence[int], units_left: int) -> RunReport:
+        """Report a share that is done while others still have theirs to do."""
+        receipts = self._receipts.values()
+        return RunReport(
+            job=self._job.name,
+            run=self._run_id,
+            plan=prepared.plan.plan8,
+            output=self._job.output.path,
+            exit_code=0,
+            rows_in=prepared.planned_rows(pending),
+            rows_ok=sum(receipt.rows_ok for receipt in receipts),
+            rows_error=sum(receipt.rows_error for receipt in receipts),
+            rows_filtered=sum(receipt.rows_filtered for receipt in receipts),
+            rows_reused=0,
+            units_total=len(prepared.plan.units),
+            units_reused=len(prepared.plan.units) - len(pending),
+            seconds=self.seconds,
+            units_left=units_left,
+            errors=self._budget.samples,
+            settings=self._settings,
+        )
+
     def _report(self, prepared: Prepared, pending: Sequence[int], manifest: Mapping[str, Any]) -> RunReport:
-        plan = prepared.plan
+        plan, planned = prepared.plan, manifest["rows_planned"]
         return RunReport(
             job=self._job.name,
             run=self._run_id,
             plan=plan.plan8,
             output=self._job.output.path,
             exit_code=0,
-            rows_in=plan.num_rows,
+            rows_in=planned,
             rows_ok=manifest["rows"] - manifest["rows_error"],
             rows_error=manifest["rows_error"],
-            rows_filtered=plan.num_rows - manifest["rows"],
-            rows_reused=plan.num_rows - prepared.planned_rows(pending),
+            rows_filtered=planned - manifest["rows"],
+            rows_reused=planned - prepared.planned_rows(pending),
             units_total=len(plan.units),
             units_reused=len(plan.units) - len(pending),
             seconds=self.seconds,
@@ -305,33 +354,12 @@ class _Session:
         )
 
 
-def _check_pin(job: Job) -> None:
-    """Hold the model against `model.sha256`. Raises FingerprintError for another one."""
-    if job.model.sha256 is None or job.model.path is None:
-        return
-    found = content_sha256(job.model.path)
-    if found != job.model.sha256:
-        raise FingerprintError(
-            f"the model has sha256 {found}, and model.sha256 asks for {job.model.sha256}",
-            where=job.model.path,
-            hint="restore the model, or update model.sha256",
-        )
-
-
-def _same(plan: Plan, mine: Fingerprint, found: Sequence[Entry]) -> bool:
-    return plan.fingerprint == mine.digest and plan.inputs == listing(found)
-
-
-def _belongs_to_another(job: Job, plan: Plan, mine: Fingerprint, found: Sequence[Entry]) -> FingerprintError:
-    changes = diff(plan.parts, mine.parts) + diff_inputs(plan.inputs, listing(found))
-    listed = "\n".join(f"  changed: {change}" for change in changes)
-    return FingerprintError(
-        f"this output belongs to another job\n{listed}",
-        where=job.output.path,
-        hint="write to another output.path, or undo the change to resume",
-    )
-
-
 def _urls(job: Job) -> list[str]:
     paths = job.input.path if isinstance(job.input.path, tuple) else (job.input.path,)
     return [*paths, job.output.path]
+
+
+def _few(units: Sequence[int]) -> str:
+    """Name a few units."""
+    shown = ", ".join(str(unit) for unit in units[:5])
+    return f"{shown} and {len(units) - 5} more" if len(units) > 5 else shown  # noqa: PLR2004 - a few

@@ -24,11 +24,12 @@ class Ledger:
     """What an output holds of one plan.
 
     `committed` are the units that are done. `parts` are the plan's files that are there, by name
-    relative to the root. `aliens` are other visible files, which no plan of ours accounts for.
+    relative to the root; `others` those of other plans, and `aliens` visible files that are no parts.
     """
 
     committed: frozenset[int]
     parts: dict[str, Entry]
+    others: dict[str, Entry]
     aliens: tuple[str, ...]
 
 
@@ -39,7 +40,10 @@ def read_ledger(store: Store, layout: OutputLayout) -> Ledger:
 
 def ledger_of(entries: Sequence[Entry], layout: OutputLayout) -> Ledger:
     """Sort a listing of the output into the plan's parts, its commits, and what is neither."""
-    committed, parts, aliens = set(), {}, []
+    committed: set[int] = set()
+    parts: dict[str, Entry] = {}
+    others: dict[str, Entry] = {}
+    aliens = []
     base = layout.root.rstrip("/") + "/"
     for entry in entries:
         name = entry.uri.removeprefix(base)
@@ -48,13 +52,21 @@ def ledger_of(entries: Sequence[Entry], layout: OutputLayout) -> Ledger:
                 committed.add(int(record[2]))
         elif any(segment.startswith(("_", ".")) for segment in name.split("/")):
             continue
-        elif (part := _PART.fullmatch(name.rpartition("/")[2])) and part[3] == layout.plan8:
+        elif (part := _PART.fullmatch(name.rpartition("/")[2])) is None:
+            aliens.append(name)
+        elif part[3] != layout.plan8:
+            others[name] = entry
+        else:
             parts[name] = entry
             if not layout.records:
                 committed.add(int(part[1]))
-        else:
-            aliens.append(name)
-    return Ledger(frozenset(committed), parts, tuple(sorted(aliens)))
+    return Ledger(frozenset(committed), parts, others, tuple(sorted(aliens)))
+
+
+def plan_of(name: str) -> str | None:
+    """Return the plan that a part's name names."""
+    part = _PART.fullmatch(name.rpartition("/")[2])
+    return part[3] if part else None
 
 
 def recorded_parts(store: Store, layout: OutputLayout, unit: int) -> tuple[PartFile, ...]:

@@ -43,9 +43,10 @@ class Start:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assign:
-    """Parent to worker: do this unit after those before it."""
+    """Parent to worker: do this unit after those before it. `spilled`: some of it may be done already."""
 
     unit: Unit
+    spilled: bool = False
     kind: Literal["assign"] = "assign"
 
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from pydantic import TypeAdapter
 
 from batchinfer.data import Entry, Shard, Unit
 from batchinfer.engine.commit import FORMAT_VERSION, OutputLayout
-from batchinfer.errors import DataError
+from batchinfer.errors import DataError, FingerprintError
 from batchinfer.sources.drift import unify
 
 if TYPE_CHECKING:
@@ -28,15 +29,19 @@ _FOOTERS_AT_ONCE = 16
 _COUNTED_ROWS = 8192
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything that a run has to agree on, as it is stored beside the output.
 
-    `units` are (shard index, start, stop) in order. `inputs` are (key, size, version) of the
-    listing; `fingerprint` and `parts` say what the output depends on besides.
+    `units` are (shard index, start, stop) in order. `inputs` are (uri, size, version) of every file
+    that the output covers; `fingerprint` and `parts` say what it depends on besides. `generation`
+    keeps the parts of two plans apart even where all else is the same. An incremental plan has the
+    shards that came since its `parent`, whose parts stay.
     """
 
     format: int
+    generation: int
+    parent: str | None
     job: str
     fingerprint: str
     parts: dict[str, Any]
@@ -48,7 +53,7 @@ class Plan:
     suffix: str
     partition_by: tuple[str, ...]
 
-    @property
+    @cached_property
     def plan8(self) -> str:
         """Return the eight hex digits that stand in every part's name."""
         return hashlib.sha256(self.to_json()).hexdigest()[:8]
@@ -85,18 +90,15 @@ class Plan:
 
     @staticmethod
     def from_json(data: bytes, *, where: str) -> Plan:
-        """Read a stored plan. Raises DataError for a damaged one or one of a newer release."""
+        """Read a stored plan. Raises DataError for a damaged one, FingerprintError for one of another
+        release's format."""
         try:
             plain = json.loads(data)
             found = plain["format"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"the stored plan is damaged: {error}", where=where) from error
         if found != FORMAT_VERSION:
-            raise DataError(
-                f"the stored plan has format {found}, this release reads {FORMAT_VERSION}",
-                where=where,
-                hint="run it with the release that began it",
-            )
+            raise unreadable_format("plan", found, where)
         try:
             return _PLAN.validate_json(data)
         except ValueError as error:
@@ -106,13 +108,36 @@ class Plan:
 _PLAN: TypeAdapter[Plan] = TypeAdapter(Plan)
 
 
+def unreadable_format(what: str, found: object, where: str) -> FingerprintError:
+    """Return the error for a file of another release, which must not be guessed at."""
+    return FingerprintError(
+        f"the stored {what} has format {found}, this release reads {FORMAT_VERSION}",
+        where=where,
+        hint="run it with the release that began it",
+    )
+
+
 def make_plan(
-    job: Job, source: Source, entries: Sequence[Entry], fingerprint: Fingerprint, *, suffix: str
+    job: Job,
+    source: Source,
+    entries: Sequence[Entry],
+    fingerprint: Fingerprint,
+    *,
+    suffix: str,
+    generation: int,
+    parent: Plan | None = None,
 ) -> Plan:
-    """Read the footers and cut the input into units. Raises DataError for shards that do not fit."""
-    inspected = _inspect(source, entries)
+    """Read the footers and cut the input into units. Raises DataError for shards that do not fit.
+
+    With a `parent`, only the files that it does not cover are planned.
+    """
+    covered = {uri for uri, _, _ in parent.inputs} if parent else set()
+    new = [entry for entry in entries if entry.uri not in covered]
+    inspected = _inspect(source, new)
     shards = [shard for shard, _ in inspected]
     schema = unify(inspected)
+    if parent is not None:
+        _check_drift(parent.arrow_schema(), schema)
     source.selection.check(schema)
     units = [unit for shard in shards for unit in _cut(job, shard)]
     if job.input.limit is not None:
@@ -120,10 +145,12 @@ def make_plan(
     constant = {name for shard in shards for name in shard.partition}
     return Plan(
         format=FORMAT_VERSION,
+        generation=generation,
+        parent=parent.plan8 if parent else None,
         job=job.name,
         fingerprint=fingerprint.digest,
         parts=dict(fingerprint.parts),
-        inputs=listing(entries),
+        inputs=(*(parent.inputs if parent else ()), *listing(new)),
         schema=base64.b64encode(schema.serialize().to_pybytes()).decode(),
         shards=tuple(shards),
         units=tuple(units),
@@ -151,6 +178,22 @@ def diff_inputs(planned: Sequence[tuple[str, int, str]], found: Sequence[tuple[s
             more = f" and {len(uris) - 1} more" if len(uris) > 1 else ""
             lines.append(f"input: {len(uris)} of {len(old)} files {what}: {uris[0]}{more}")
     return lines
+
+
+def _check_drift(before: pa.Schema, now: pa.Schema) -> None:
+    """Refuse files whose columns differ from those of the files that the output has already."""
+    changed = [
+        f"{field.name!r} was {field.type} and is {now.field(field.name).type}"
+        if field.name in now.names
+        else f"{field.name!r} is missing"
+        for field in before
+        if field.name not in now.names or now.field(field.name).type != field.type
+    ]
+    if changed:
+        raise DataError(
+            f"the files that came since the last run have other columns: {'; '.join(changed)}",
+            hint="write them as the earlier ones, or give them a job of their own",
+        )
 
 
 def _inspect(source: Source, entries: Sequence[Entry]) -> list[tuple[Shard, pa.Schema]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +17,7 @@ from batchinfer.runner.messages import Channel
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_LINES_KEPT = 40
+_LINES_KEPT = 60
 
 
 class Worker(Protocol):
@@ -31,6 +33,10 @@ class Worker(Protocol):
 
     def drain(self, tail: LineTail) -> list[str]:
         """Read the last words of a worker that is gone."""
+        ...
+
+    def dump(self) -> None:
+        """Have it print the stacks of its threads, and die of it."""
         ...
 
     def kill(self) -> None:
@@ -82,6 +88,10 @@ class ProcessWorker:
                     lines += tail.feed(data)
         return lines
 
+    def dump(self) -> None:
+        """Send SIGABRT, upon which Python prints where every thread stands."""
+        self._process.send_signal(signal.SIGABRT)
+
     def kill(self) -> None:
         """Send SIGKILL."""
         self._process.kill()
@@ -125,6 +135,10 @@ class InlineWorker:
     def drain(self, tail: LineTail) -> list[str]:  # noqa: ARG002 - a thread prints where we print
         """Return nothing."""
         return []
+
+    def dump(self) -> None:
+        """Print where every thread stands."""
+        faulthandler.dump_traceback()
 
     def kill(self) -> None:
         """Do nothing: a thread cannot be killed, and ends with the process."""

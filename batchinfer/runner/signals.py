@@ -5,17 +5,25 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+from batchinfer.errors import Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """While entered, counts requests to stop; `fd` becomes readable at the first one."""
+    """While entered, counts requests to stop; `fd` becomes readable at the first one.
+
+    Until somebody watches `fd` (`watched`), the first one raises Interrupted where the main thread is.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._watched = False
         self._previous: dict[signal.Signals, Any] = {}
         self.fd, self._write_fd = os.pipe()
 
@@ -34,6 +42,22 @@ class Interrupts:
         os.close(self.fd)
         os.close(self._write_fd)
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Leave it to who enters to watch `fd` and to come to an orderly end."""
+        self._watched = True
+        try:
+            yield
+        finally:
+            self._watched = False
+
+    def stopped(self) -> Interrupted:
+        """Return the error for a run that was asked to stop."""
+        name = self.received.name if self.received else "a signal"
+        return Interrupted(
+            f"stopped by {name}; what was committed is kept", hint="run the same command to resume"
+        )
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the system's call
         if self.received is not None:
             # Asked twice: die of it. The workers die with us, and nothing half-written is visible.
@@ -42,3 +66,5 @@ class Interrupts:
             return
         self.received = signal.Signals(number)
         os.write(self._write_fd, b"!")
+        if not self._watched:
+            raise self.stopped()

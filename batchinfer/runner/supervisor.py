@@ -1,4 +1,4 @@
-"""Keeps every worker two units ahead, replaces those that die, and ends them all."""
+"""Keeps every worker two units ahead, replaces those that die or hang, and ends them all."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import os
 import selectors
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from batchinfer.data import Receipt, Unit
-from batchinfer.errors import BY_EXIT_CODE, BatchinferError, Interrupted
+from batchinfer.errors import BY_EXIT_CODE, BatchinferError, DeviceError
 from batchinfer.events import (
     BatchFinished,
     Event,
@@ -25,14 +24,41 @@ from batchinfer.events import (
 )
 from batchinfer.runner.messages import Assign, Batches, Done, Failed, Message, Ready, Start, Stop
 from batchinfer.runner.process import LineTail, Worker
+from batchinfer.runner.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from batchinfer.runner.signals import Interrupts
 
 _UNITS_AHEAD = 2
 _MAX_DEATHS = 3
-_BACKOFF_S = (1.0, 2.0, 4.0)
-_GRACE_S = 8.0
+_LONGEST_BACKOFF_S = 30.0
+_DUMP_S = 5.0
+_LOST_S = 30.0
+_LAST_LINES = 8
+
+
+class Work(Protocol):
+    """Where the supervisor gets units from. No method waits."""
+
+    def take(self) -> Assign | None:
+        """Return a unit to do; None where there is none at this moment."""
+        ...
+
+    def give_back(self, units: Iterable[Unit]) -> None:
+        """Take back what a worker did not finish."""
+        ...
+
+    def done(self, receipt: Receipt) -> None:
+        """Note a committed unit. Raises BudgetExceeded and the like."""
+        ...
+
+    def finished(self) -> bool:
+        """Tell whether nothing is left to hand out."""
+        ...
+
+    def check(self) -> None:
+        """Raise what ended the work from outside."""
+        ...
 
 
 @dataclass(slots=True)
@@ -42,12 +68,25 @@ class _Member:
     index: int
     start: Start
     worker: Worker
+    watchdog: Watchdog
+    deaths: int = 0
     assigned: dict[int, Unit] = field(default_factory=dict)
     tail: LineTail = field(default_factory=LineTail)
-    deaths: int = 0
     ready: bool = False
     stopping: bool = False
     failure: Failed | None = None
+    stalled_at: float | None = None
+    killed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Vacancy:
+    """A place whose worker died, until another starts there at `due`."""
+
+    index: int
+    start: Start
+    deaths: int
+    due: float
 
 
 class Supervisor:
@@ -58,32 +97,36 @@ class Supervisor:
         *,
         starts: Sequence[Start],
         spawn: Callable[[Start], Worker],
-        units: Iterable[Unit],
+        work: Work,
         emit: Callable[[Event], None],
         on_ready: Callable[[Ready], None],
-        on_done: Callable[[Receipt], None],
         interrupts: Interrupts,
+        grace_s: float,
+        stall_timeout: float | None,
     ) -> None:
         self._starts = starts
         self._spawn = spawn
-        self._pending = deque(units)
+        self._work = work
         self._emit = emit
         self._on_ready = on_ready
-        self._on_done = on_done
         self._interrupts = interrupts
+        self._grace_s = grace_s
+        self._stall_timeout = stall_timeout
         self._selector = selectors.DefaultSelector()
         self._members: list[_Member] = []
+        self._vacancies: list[_Vacancy] = []
         self._told: str | None = None
+        self._sound = False
 
     def run(self) -> None:
-        """Run every unit. Raises what ended it: a worker's error, Interrupted, or what `on_done` raises.
+        """Run every unit. Raises what ended it: a worker's error, Interrupted, or what `work` raises.
 
         However it ends, no worker is left, and what was being committed is committed.
         """
         self._selector.register(self._interrupts.fd, selectors.EVENT_READ, None)
         try:
             for start in self._starts:
-                self._join(_Member(start.worker, start, self._spawn(start)))
+                self._join(start.worker, start, deaths=0)
             while self._busy():
                 self._turn()
             self._end(drain=True)
@@ -95,29 +138,40 @@ class Supervisor:
             self._selector.close()
 
     def _busy(self) -> bool:
-        return bool(self._pending) or any(member.assigned or not member.ready for member in self._members)
+        if not self._work.finished() or any(member.assigned for member in self._members):
+            return True
+        # Nothing left: whoever is still loading its model need not, once one has shown the job sound.
+        return not self._sound
 
     def _turn(self) -> None:
-        """Handle what there is to hear."""
-        for key, _ in self._selector.select(timeout=1.0):
+        """Handle what there is to hear, and what is due."""
+        idle = any(member.ready and not member.assigned for member in self._members)
+        for key, _ in self._selector.select(timeout=0.1 if idle or self._vacancies else 1.0):
             if key.data is None:
-                name = self._interrupts.received.name if self._interrupts.received else "a signal"
-                raise Interrupted(
-                    f"stopped by {name}; what was committed is kept", hint="run the same command to resume"
-                )
+                raise self._interrupts.stopped()
             member, listen = key.data
             # Another event of the same round may have been its end.
             if member in self._members:
                 listen(member)
+        self._work.check()
+        now = time.monotonic()
+        for vacancy in [vacancy for vacancy in self._vacancies if vacancy.due <= now]:
+            self._vacancies.remove(vacancy)
+            self._join(vacancy.index, vacancy.start, deaths=vacancy.deaths)
+        for member in list(self._members):
+            self._feed(member)
+            self._guard(member, now)
 
-    def _join(self, member: _Member) -> None:
-        """Take a fresh worker in, and tell it what to do."""
+    def _join(self, index: int, start: Start, *, deaths: int) -> None:
+        """Start a worker, take it in, and tell it what to do."""
+        worker = self._spawn(start)
+        watchdog = Watchdog(self._stall_timeout, now=time.monotonic())
+        member = _Member(index, start, worker, watchdog, deaths)
         self._members.append(member)
-        worker = member.worker
         self._selector.register(worker.channel.read_fd, selectors.EVENT_READ, (member, self._hear))
         if worker.output_fd is not None:
             self._selector.register(worker.output_fd, selectors.EVENT_READ, (member, self._overhear))
-        self._tell(member, member.start)
+        self._tell(member, start)
 
     def _tell(self, member: _Member, message: Message) -> None:
         # A broken pipe: it is dying, and its other pipe will say so.
@@ -126,10 +180,34 @@ class Supervisor:
 
     def _feed(self, member: _Member) -> None:
         """Keep a worker two units ahead, so that it never waits for us."""
-        while self._pending and len(member.assigned) < _UNITS_AHEAD + 1 and not member.stopping:
-            unit = self._pending.popleft()
-            member.assigned[unit.index] = unit
-            self._tell(member, Assign(unit=unit))
+        while member.ready and not member.stopping and len(member.assigned) < _UNITS_AHEAD + 1:
+            assign = self._work.take()
+            if assign is None:
+                return
+            if not member.assigned:
+                member.watchdog.progress(time.monotonic())
+            member.assigned[assign.unit.index] = assign.unit
+            self._tell(member, assign)
+
+    def _guard(self, member: _Member, now: float) -> None:
+        """End a worker that makes no progress: first with a dump of its stacks, then at once."""
+        if member.stalled_at is None:
+            waits = member.ready and not member.assigned
+            if not waits and not member.stopping and member.watchdog.is_stalled(now):
+                member.stalled_at = now
+                member.worker.dump()
+        elif not member.killed and now - member.stalled_at > _DUMP_S:
+            member.killed = True
+            member.worker.kill()
+        elif now - member.stalled_at > _LOST_S:
+            self._lose(member)
+
+    def _lose(self, member: _Member) -> None:
+        """Give up a worker that not even SIGKILL ends: its driver hangs, and its device with it."""
+        self._leave(member)
+        self._work.give_back(member.assigned.values())
+        self._emit(WorkerExited(worker=member.index, code=-signal.SIGKILL, restarts=False))
+        self._close_place(member, f"hangs in its driver and cannot be ended (pid {member.worker.pid})")
 
     def _hear(self, member: _Member) -> None:
         messages = member.worker.channel.receive()
@@ -140,9 +218,11 @@ class Supervisor:
             self._take(member, message)
 
     def _take(self, member: _Member, message: Message) -> None:
+        now = time.monotonic()
         match message:
             case Ready():
-                member.ready = True
+                member.ready = self._sound = True
+                member.watchdog.progress(now)
                 self._on_ready(message)
                 self._emit(
                     WorkerReady(
@@ -152,9 +232,10 @@ class Supervisor:
                         pid=member.worker.pid,
                     )
                 )
-                self._feed(member)
             case Batches():
+                member.watchdog.progress(now)
                 for note in message.notes:
+                    member.watchdog.batch(note.compute_s)
                     self._emit(
                         BatchFinished(
                             worker=member.index,
@@ -165,15 +246,16 @@ class Supervisor:
                         )
                     )
             case Done():
+                member.watchdog.progress(now)
                 member.assigned.pop(message.receipt.unit, None)
                 member.deaths = 0
                 self._emit(UnitCommitted(worker=member.index, receipt=message.receipt))
-                self._feed(member)
-                self._on_done(message.receipt)
+                self._work.done(message.receipt)
             case Failed():
                 member.failure = message
             case _:
                 raise BatchinferError(f"a worker sent {type(message).__name__}, which only a parent sends")
+        self._feed(member)
 
     def _overhear(self, member: _Member) -> None:
         """Pass on what a worker prints."""
@@ -186,7 +268,7 @@ class Supervisor:
             self._emit(WorkerSaid(worker=member.index, line=line))
 
     def _bury(self, member: _Member) -> None:
-        """A worker is gone: raise its error, or put another in its place."""
+        """A worker is gone: raise its error, or have another take its place."""
         self._leave(member)
         for line in member.worker.drain(member.tail):
             self._emit(WorkerSaid(worker=member.index, line=line))
@@ -202,30 +284,41 @@ class Supervisor:
         self._emit(WorkerExited(worker=member.index, code=code, restarts=restarts))
         if member.stopping:
             return
-        self._pending.extendleft(reversed(member.assigned.values()))
+        unit = next(iter(member.assigned.values()), None)
+        self._work.give_back(member.assigned.values())
+        how = f"died ({died_of(code)})"
+        if member.stalled_at is not None:
+            silent_s = member.watchdog.silent_s(time.monotonic())
+            how = f"finished nothing for {silent_s:.0f} s and was ended"
         if not restarts:
-            raise self._gave_up(member, code)
-        self._replace(member, code)
+            self._close_place(member, f"{how} {_MAX_DEATHS} times without finishing a unit", unit)
+            return
+        self._replace(member, how)
 
-    def _replace(self, member: _Member, code: int) -> None:
-        wait_s = _BACKOFF_S[min(member.deaths, len(_BACKOFF_S) - 1)]
+    def _replace(self, member: _Member, how: str) -> None:
+        wait_s = min(2.0**member.deaths, _LONGEST_BACKOFF_S)
+        stack = ""
+        if member.stalled_at is not None:
+            stack = "\n  it stood at:\n" + _quoted(member.tail.lines)
         self._emit(
             Warned(
-                code="worker_died",
-                message=f"worker {member.index} died ({died_of(code)}); another starts in {wait_s:.0f} s "
-                "and does its units again",
+                code="stalled" if stack else "worker_died",
+                message=f"worker {member.index} {how}; another starts in {wait_s:.0f} s "
+                f"and does its units again{stack}",
             )
         )
-        time.sleep(wait_s)
-        heir = _Member(member.index, member.start, self._spawn(member.start), deaths=member.deaths + 1)
-        self._join(heir)
+        due = time.monotonic() + wait_s
+        self._vacancies.append(_Vacancy(member.index, member.start, member.deaths + 1, due))
 
-    def _gave_up(self, member: _Member, code: int) -> BatchinferError:
-        unit = next(iter(member.assigned.values()), None)
-        said = "\n".join(f"    {line}" for line in list(member.tail.lines)[-8:])
-        return BatchinferError(
-            f"worker {member.index} died {_MAX_DEATHS} times without finishing a unit ({died_of(code)})"
-            + (f"; it last said\n{said}" if said else ""),
+    def _close_place(self, member: _Member, how: str, unit: Unit | None = None) -> None:
+        """Start no worker there any more. Raises DeviceError where no place is left."""
+        said = _quoted(list(member.tail.lines)[-_LAST_LINES:])
+        told = f"worker {member.index} on {member.start.device} {how}"
+        if self._members or self._vacancies:
+            self._emit(Warned(code="device_given_up", message=f"{told}; the others go on"))
+            return
+        raise DeviceError(
+            told + (f"; it last said\n{said}" if said else ""),
             where=f"{unit.shard.uri} rows {unit.start}..{unit.stop}" if unit else None,
             hint="what was committed is kept; run the same command again once the cause is gone",
         )
@@ -241,7 +334,7 @@ class Supervisor:
         for member in self._members:
             member.stopping = True
             self._tell(member, Stop(drain=drain))
-        deadline = time.monotonic() + _GRACE_S
+        deadline = time.monotonic() + self._grace_s
         while self._members and time.monotonic() < deadline:
             for key, _ in self._selector.select(timeout=0.2):
                 self._listen_to_the_end(key.data)
@@ -284,3 +377,7 @@ def died_of(code: int) -> str:
         return signal.Signals(-code).name
     except ValueError:
         return f"signal {-code}"
+
+
+def _quoted(lines: Iterable[str]) -> str:
+    return "\n".join(f"    {line}" for line in lines)

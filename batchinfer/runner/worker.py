@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import faulthandler
 import os
 import queue
 import signal
@@ -190,6 +191,8 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(ExitCode.CRASH)
+    # A watchdog's SIGABRT, or a crash of native code, shows where every thread stood.
+    faulthandler.enable()
     # Ctrl-C reaches the whole group: the parent decides what it means for a worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -48,6 +48,19 @@ class JsonlSink:
         lines = data.splitlines()
         failed = (b'"_error": {' in line and json.loads(line).get("_error") is not None for line in lines)
         return len(lines), sum(failed)
+
+    def footer(self, file: Any) -> Mapping[str, str]:
+        """Count lines: JSON Lines say nothing of themselves."""
+        num_rows, _ = self.count(bytes(file.read()))
+        return {"rows": str(num_rows)}
+
+    def row_numbers(self, data: bytes) -> Sequence[int] | None:
+        """Parse every line; return the values of `_row`, if they have any."""
+        try:
+            rows = [json.loads(line) for line in data.splitlines()]
+        except ValueError as error:
+            raise DataError(f"not readable as JSON Lines: {error}") from error
+        return [row["_row"] for row in rows] if rows and "_row" in rows[0] else None
 
 
 def _plain(value: Any) -> Any:

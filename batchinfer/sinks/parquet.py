@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,6 +59,24 @@ class ParquetSink:
             raise DataError(f"not a complete Parquet file: {error}") from error
         keys = footer.metadata or {}
         return footer.num_rows, int(keys.get(b"batchinfer.rows_error", b"0"))
+
+    def footer(self, file: Any) -> Mapping[str, str]:
+        """Read what a part says of itself: its metadata, `rows` and `schema`."""
+        try:
+            footer = pq.read_metadata(file)
+            schema = footer.schema.to_arrow_schema().remove_metadata()
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"not a complete Parquet file: {error}") from error
+        said = {key.decode(): value.decode() for key, value in (footer.metadata or {}).items()}
+        return {**said, "rows": str(footer.num_rows), "schema": schema.to_string()}
+
+    def row_numbers(self, data: bytes) -> Sequence[int] | None:
+        """Decode every page against its checksum; return column `_row`, if there is one."""
+        try:
+            table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"not a readable Parquet file: {error}") from error
+        return table["_row"].to_pylist() if "_row" in table.column_names else None
 
 
 def _worded(schema: pa.Schema) -> list[str]:

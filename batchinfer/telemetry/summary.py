@@ -54,7 +54,9 @@ def _nothing_left(snapshot: Snapshot) -> Text:
 def _headline(snapshot: Snapshot) -> Text:
     finished = snapshot.finished
     assert finished is not None
-    if not finished.complete:
+    if not finished.complete and not finished.exit_code:
+        what, style = "done with this share; others have units left", "bold green"
+    elif not finished.complete:
         what, style = f"stopped (exit code {finished.exit_code})", "bold yellow"
     elif _rows_error(snapshot):
         what, style = "done, with errors within the budget", "bold yellow"

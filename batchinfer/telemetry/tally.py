@@ -70,6 +70,11 @@ class Tally:
         self._start: RunStarted | None = None
         self._finished: RunFinished | None = None
         self._ended_at: float | None = None
+        self._warnings = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget what was counted: a run begins, perhaps the second one for files that came later."""
         self._workers: dict[int, _Worker] = {}
         self._rows, self._samples, self._tokens = Meter(), Meter(), Meter()
         self._batch_seconds = Histogram()
@@ -79,7 +84,6 @@ class Tally:
         self._last_commit: float | None = None
         self._errors: Counter[str] = Counter()
         self._error_samples: list[RowError] = []
-        self._warnings = 0
 
     def on_event(self, event: Event) -> None:
         """Count an event."""
@@ -92,6 +96,7 @@ class Tally:
     def _count(self, event: Event, now: float) -> None:
         match event:
             case RunStarted():
+                self._begin()
                 self._start = event
                 self._workers = {index: _Worker(index) for index in range(event.num_workers)}
             case WorkerReady():

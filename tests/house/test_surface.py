@@ -38,9 +38,10 @@ VERBS = {
     "validate": {"job", "--param", "-p", "--set", "-s", "--model", "--no-model"},
     "plan": {"job", "--param", "-p", "--set", "-s", "--json"},
     "preview": {"job", "--param", "-p", "--set", "-s", "--rows", "-n", "--json"},
-    "run": {"job", "--param", "-p", "--set", "-s", "--log-format", "--exit-empty"},
+    "run": {"job", "--param", "-p", "--set", "-s", "--log-format", "--exit-empty", "--shard", "--force"},
     "status": {"output", "--json"},
-    "verify": {"output", "--deep"},
+    "verify": {"output", "--footer", "--deep"},
+    "gc": {"output", "--delete", "--json"},
     "schema": set(),
     "doctor": {"--json"},
 }
