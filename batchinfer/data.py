@@ -221,12 +221,26 @@ class HostBatch:
 class OutputBatch:
     """Results of one batch, in host memory: model inputs and outputs, `rows` of its window.
 
-    `compute_s` is how long the device took, in seconds.
+    `compute_s` is how long the device took, in seconds. `restored` are the finished columns of a
+    batch that an earlier attempt has done, and that met no device now.
     """
 
     batch: HostBatch
     tensors: Tensors
     compute_s: float
+    restored: tuple[pa.Array, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TypedBatch:
+    """A batch's results as they will be written: one Arrow array of `rows` values per result column.
+
+    `restored`: they were computed by an earlier attempt at the unit.
+    """
+
+    batch: HostBatch
+    columns: tuple[pa.Array, ...]
+    restored: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

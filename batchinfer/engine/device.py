@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """A submitted batch: its results, the event after them, and the buffers kept alive until then."""
+    """A submitted batch: its results, the event after them, and the buffers kept alive until then.
+
+    `restored` are the columns of a batch that was finished before, and that the device never sees.
+    """
 
     batch: HostBatch
     outputs: Mapping[str, Any]
@@ -29,6 +32,7 @@ class InFlight:
     seconds: float = 0.0
     done: Any = None
     kept: tuple[Any, ...] = ()
+    restored: tuple[Any, ...] | None = None
 
 
 class DevicePipeline(Protocol):

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchinfer import tensors
-from batchinfer.data import OutputBatch, RowError, Window
+from batchinfer.data import OutputBatch, RowError, TypedBatch, Window
 from batchinfer.engine.contract import ERROR_TYPE
 from batchinfer.errors import DataError, unit_context
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from batchinfer.protocols import Postprocessor
 
 
-def windows_of(outputs: Iterable[OutputBatch]) -> Iterator[tuple[Window, list[OutputBatch]]]:
+def windows_of(results: Iterable[TypedBatch]) -> Iterator[tuple[Window, list[TypedBatch]]]:
     """Group a stream of results by window. Batches arrive in the order they were made."""
-    gathered: list[OutputBatch] = []
-    for output in outputs:
-        gathered.append(output)
-        window = output.batch.window
+    gathered: list[TypedBatch] = []
+    for typed in results:
+        gathered.append(typed)
+        window = typed.batch.window
         if len(gathered) == window.num_batches:
             yield window, gathered
             gathered = []
@@ -37,13 +37,21 @@ class Gatherer:
         self._contract = contract
         self._posts = list(zip(names, posts, strict=True))
 
-    def rows(self, window: Window, outputs: Sequence[OutputBatch]) -> pa.Table:
+    def typed(self, output: OutputBatch) -> TypedBatch:
+        """Postprocess one batch and give each result its declared type."""
+        if output.restored is not None:
+            return TypedBatch(output.batch, output.restored, restored=True)
+        if not len(output.batch.rows):
+            return TypedBatch(output.batch, ())
+        with unit_context(output.batch.window.span.unit):
+            return TypedBatch(output.batch, tuple(self._columns(output)))
+
+    def rows(self, window: Window, batches: Sequence[TypedBatch]) -> pa.Table:
         """Return every row of the window in source order: carried columns, results, `_error`."""
         schema = self._contract.output
         if window.carried is None:
             return schema.empty_table()
-        with unit_context(window.span.unit):
-            results = self._results(window, outputs)
+        results = self._results(window, batches)
         num_rows = window.carried.num_rows
         columns = []
         for field in schema:
@@ -55,24 +63,22 @@ class Gatherer:
                 columns.append(tensors.to_arrow(window.carried[field.name], field.type))
         return pa.Table.from_arrays(columns, schema=schema)
 
-    def _results(self, window: Window, outputs: Sequence[OutputBatch]) -> dict[str, pa.Array]:
-        """Type the results and put them back into source order, with nulls for failed rows."""
+    def _results(self, window: Window, batches: Sequence[TypedBatch]) -> dict[str, pa.Array]:
+        """Put the results back into source order, with nulls for failed rows."""
         num_rows = window.carried.num_rows if window.carried is not None else 0
-        full = [output for output in outputs if len(output.batch.rows)]
+        full = [typed for typed in batches if len(typed.batch.rows)]
         if not full:
             return {field.name: tensors.nulls(field.type, num_rows) for field in self._contract.results}
-        batches = [self._typed(output) for output in full]
-        positions = np.concatenate([output.batch.rows for output in full])
+        positions = np.concatenate([typed.batch.rows for typed in full])
         order = _source_order(positions, num_rows)
         columns = {}
         for at, field in enumerate(self._contract.results):
-            pieces = [batch[at] for batch in batches]
+            pieces = [typed.columns[at] for typed in full]
             whole = pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
             columns[field.name] = whole if order is None else whole.take(order)
         return columns
 
-    def _typed(self, output: OutputBatch) -> list[pa.Array]:
-        """Postprocess one batch and give each result its declared type."""
+    def _columns(self, output: OutputBatch) -> list[pa.Array]:
         results = output.tensors
         for name, step in self._posts:
             results = self._apply(name, step, results, output)

@@ -4,8 +4,10 @@
     encode         pool "encode":     steps -> EncodedChunk
     batches_of     thread "batch":    windows, length sorting, padding -> HostBatch
     overlap        threads "launch", "device":  upload, model, download -> OutputBatch
+    Gatherer.typed this thread:       postprocess, type -> TypedBatch
+    Spills.add     this thread:       put aside what a long unit has finished
     windows_of     this thread:       group by window
-    Gatherer.rows  this thread:       postprocess, type, restore the order -> rows
+    Gatherer.rows  this thread:       restore the order -> rows
     UnitWriter.commit  pool "commit": encode the part, create it -> Receipt
 
 The stream never drains between units: while one unit commits, the next computes and the one after
@@ -22,8 +24,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from batchinfer.data import Chunk, EncodedChunk, HostBatch, OutputBatch, Receipt, Unit, UnitEnd
-from batchinfer.engine.device import DevicePipeline, overlap
+from batchinfer.data import Chunk, EncodedChunk, HostBatch, OutputBatch, Receipt, TypedBatch, Unit, UnitEnd
+from batchinfer.engine.device import DevicePipeline, InFlight, overlap
 from batchinfer.engine.gather import Gatherer, windows_of
 from batchinfer.errors import unit_context
 from batchinfer.loader.batches import BatchPolicy
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
     from batchinfer.engine.commit import UnitWriter
     from batchinfer.engine.encode import Encoder
+    from batchinfer.engine.spill import Spills
     from batchinfer.protocols import Source
 
 T = TypeVar("T")
@@ -55,6 +58,7 @@ class Way:
     windows: WindowPolicy
     batches: BatchPolicy
     pipeline: DevicePipeline
+    spills: Spills
     gatherer: Gatherer
     open_unit: Callable[[Unit], UnitWriter]
     readers: int
@@ -81,7 +85,9 @@ def run_units(
         """Commit in the pool, and report."""
         try:
             with unit_context(unit):
-                on_commit(writer.commit())
+                receipt = writer.commit()
+            way.spills.clear(unit.index)
+            on_commit(receipt)
         except BaseException:
             # The loop below may be waiting for a unit that nobody will send now.
             stop.set()
@@ -93,8 +99,16 @@ def run_units(
     ):
         commits: deque[Future[None]] = deque()
         writer: UnitWriter | None = None
+
+        def typed(outputs: Iterable[OutputBatch]) -> Iterator[TypedBatch]:
+            """Finish batches as they come, and let the long units put them aside."""
+            for output in outputs:
+                done = way.gatherer.typed(output)
+                way.spills.add(done, pool)
+                yield done
+
         try:
-            for window, batches in windows_of(_until(outputs, stop, on_batch)):
+            for window, batches in windows_of(typed(_until(outputs, stop, on_batch))):
                 unit = window.span.unit
                 writer = writer or way.open_unit(unit)
                 writer.write(way.gatherer.rows(window, batches), list(window.failed.values()))
@@ -111,7 +125,8 @@ def run_units(
 def _results(units: Iterable[Unit], way: Way, stop: threading.Event) -> Any:
     """Chain the stages up to the results; each runs ahead of the next, within its bounds."""
     encode = _or_stop(way.encode, stop)
-    collect = _or_stop(way.pipeline.collect, stop)
+    submit, collect = _passing_done(way)
+    collect = _or_stop(collect, stop)
     chunks = prefetch(read(units, way), bound=Bound(8, way.queue_bytes), size_of=_chunk_bytes, name="read")
     encoded = prefetch(
         ordered_map(encode, chunks, threads=way.readers, name="encode"),
@@ -126,11 +141,30 @@ def _results(units: Iterable[Unit], way: Way, stop: threading.Event) -> Any:
         name="batch",
     )
     return prefetch(
-        overlap(way.pipeline.submit, collect, batches, depth=way.depth),
+        overlap(submit, collect, batches, depth=way.depth),
         bound=Bound(16, way.queue_bytes),
         size_of=_output_bytes,
         name="device",
     )
+
+
+def _passing_done(
+    way: Way,
+) -> tuple[Callable[[HostBatch], InFlight], Callable[[InFlight], OutputBatch]]:
+    """Lead batches that an earlier attempt has finished past the device."""
+
+    def submit(batch: HostBatch) -> InFlight:
+        """Queue a batch, unless it is done."""
+        found = way.spills.restore(batch)
+        return way.pipeline.submit(batch) if found is None else InFlight(batch, {}, 0.0, restored=found)
+
+    def collect(inflight: InFlight) -> OutputBatch:
+        """Return a batch's results."""
+        if inflight.restored is None:
+            return way.pipeline.collect(inflight)
+        return OutputBatch(inflight.batch, {}, 0.0, inflight.restored)
+
+    return submit, collect
 
 
 def _or_stop(function: Callable[[T], R], stop: threading.Event) -> Callable[[T], R]:
@@ -170,7 +204,7 @@ def _until(
     for output in outputs:
         if stop.is_set():
             return
-        if len(output.batch.rows):
+        if len(output.batch.rows) and output.restored is None:
             on_batch(output)
         yield output
 

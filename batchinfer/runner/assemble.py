@@ -18,6 +18,7 @@ from batchinfer.engine.contract import Contract, check_contract
 from batchinfer.engine.device import open_pipeline
 from batchinfer.engine.encode import Encoder
 from batchinfer.engine.gather import Gatherer
+from batchinfer.engine.spill import Spills
 from batchinfer.engine.unit import Way
 from batchinfer.loader.batches import BatchPolicy
 from batchinfer.loader.windows import WindowPolicy
@@ -44,8 +45,9 @@ class Assembly:
 
 
 @contextmanager
-def assemble(start: Start) -> Iterator[Assembly]:
-    """Build and load everything that a job names; close the model at the end.
+def assemble(start: Start, *, spilled: set[int]) -> Iterator[Assembly]:
+    """Build and load everything that a job names; close the model at the end. `spilled` will name
+    the units that have finished batches put aside.
 
     Raises ContractError where the parts do not fit, and what loading the model raises.
     """
@@ -90,6 +92,14 @@ def assemble(start: Start) -> Iterator[Assembly]:
             windows=_window_policy(job, contract, size=size),
             batches=BatchPolicy(size=size, by_tokens=by == "tokens", bindings=contract.bindings),
             pipeline=open_pipeline(backend, start.device),
+            spills=Spills(
+                store,
+                layout,
+                contract.results,
+                every_s=job.checkpoint.every,
+                max_bytes=job.checkpoint.spill_bytes,
+                expected=spilled,
+            ),
             gatherer=Gatherer(contract, [step.name for step in job.postprocess], posts),
             open_unit=open_unit,
             readers=int(job.compute.readers),

@@ -47,6 +47,8 @@ class _Inbox:
         self._channel = channel
         self._units: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
         self.stop = threading.Event()
+        self.spilled: set[int] = set()
+        """Units that an earlier attempt may have put batches aside for."""
         messages = channel.receive() or []
         if not messages or not isinstance(messages[0], Start):
             raise EOFError("the parent was gone before it said what to do")
@@ -76,6 +78,8 @@ class _Inbox:
         assert isinstance(messages, list)
         for message in messages:
             if isinstance(message, Assign):
+                if message.spilled:
+                    self.spilled.add(message.unit.index)
                 self._units.put(message.unit)
             elif isinstance(message, Stop):
                 self._units.put(None)
@@ -156,7 +160,7 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
 
     started = time.perf_counter()
     start = inbox.start
-    with assemble(start) as assembly:
+    with assemble(start, spilled=inbox.spilled) as assembly:
         outbox.send(
             Ready(
                 inputs=tuple(assembly.backend.inputs),

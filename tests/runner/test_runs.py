@@ -5,23 +5,16 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import Run, doubling_job, environment, numbers, parts_of, write_shards
-
-
-def read(folder: Path) -> pa.Table:
-    """Read an output in the order of its parts."""
-    files = sorted(path for path in folder.rglob("part-*.parquet"))
-    return pa.concat_tables([pq.read_table(path) for path in files])
+from tests.conftest import Run, doubling_job, numbers, parts_of, write_shards
+from tests.runner.commands import alive, read, start, wait_for_parts
 
 
 def test_a_run_writes_every_row_in_order(tmp_path: Path, batchinfer: Run) -> None:
@@ -207,31 +200,3 @@ def test_a_killed_worker_is_replaced(tmp_path: Path, batchinfer: Run) -> None:
     assert process.returncode == 0, stderr
     assert "died (SIGKILL)" in stderr
     assert read(tmp_path / "out")["id"].to_pylist() == list(range(900))
-
-
-def start(*arguments: str) -> subprocess.Popen[str]:
-    """Start the command and come back."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "batchinfer", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
-
-
-def wait_for_parts(folder: Path, count: int) -> None:
-    """Wait until so many parts are there."""
-    deadline = time.monotonic() + 60
-    while len(parts_of(folder)) < count:
-        assert time.monotonic() < deadline, "no part appeared"
-        time.sleep(0.02)
-
-
-def alive(pid: str) -> bool:
-    """Tell whether a process runs (a zombie does not)."""
-    try:
-        stat: Any = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return False
-    return bool(stat[0] != "Z")
