@@ -1,5 +1,6 @@
 """Named points at which a test can kill the process: `BATCHINFER_CRASH=commit.before_link:3` dies at the
-third passing. Without the variable a point is one comparison; outside the project's tests it is refused.
+third passing; with `:FILE` behind it, only the first process that can create the file does. Without
+the variable a point is one comparison; outside the project's tests it is refused.
 """
 
 from __future__ import annotations
@@ -51,18 +52,32 @@ CRASH_POINTS = (
 
 
 class _Armed:
-    """Counts how often its point is passed, and acts the n-th time."""
+    """Counts how often its point is passed, and dies the n-th time."""
 
-    def __init__(self, name: str, count: int) -> None:
-        self.name = name
+    def __init__(self, name: str, count: int, once: str) -> None:
+        self._name = name
         self._left = count
+        self._once = once
         self._lock = threading.Lock()
 
-    def due(self, name: str) -> bool:
-        """Tell whether this passing is the one."""
+    def __call__(self, passed: str) -> None:
+        """Die if this passing is the one."""
+        if passed != self._name:
+            return
         with self._lock:
-            self._left -= name == self.name
-            return name == self.name and self._left == 0
+            self._left -= 1
+            if self._left == 0 and (not self._once or self._is_first()):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def _is_first(self) -> bool:
+        try:
+            os.close(os.open(self._once, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+
+_watch: Callable[[str], None] | None = None
 
 
 def crash_point(name: str) -> None:
@@ -71,44 +86,27 @@ def crash_point(name: str) -> None:
         _watch(name)
 
 
-def misuse() -> str | None:
-    """Say what is wrong with the variable, if it is set and should not be."""
+def arm() -> None:
+    """Read the variable, once, when a process begins.
+
+    Raises JobFileError where it is set outside the project's tests, or names no point.
+    """
     asked = os.environ.get(VARIABLE)
     if not asked:
-        return None
+        return
+    name, _, rest = asked.partition(":")
+    count, _, once = rest.partition(":")
     if PERMISSION not in os.environ:
-        return f"{VARIABLE} is set: it makes the process kill itself, and is for batchinfer's own tests"
-    name, _, count = asked.partition(":")
+        raise JobFileError(
+            f"{VARIABLE} is set: it makes the process kill itself, and is for batchinfer's own tests",
+            hint=f"unset {VARIABLE}",
+        )
     if name not in CRASH_POINTS or not (count or "1").isdigit():
-        return f"{VARIABLE}={asked!r} names no crash point"
-    return None
-
-
-def refuse_misuse() -> None:
-    """Raise JobFileError where the variable is set outside the project's tests, or names no point."""
-    if (wrong := misuse()) is not None:
-        raise JobFileError(wrong, hint=f"unset {VARIABLE}")
+        raise JobFileError(f"{VARIABLE}={asked!r} names no crash point", hint=f"unset {VARIABLE}")
+    watch(_Armed(name, int(count or "1"), once))
 
 
 def watch(listener: Callable[[str], None] | None) -> None:
-    """Let a test hear of every point that is passed, in place of the variable."""
+    """Let a listener hear of every point that is passed."""
     global _watch  # noqa: PLW0603 - one switch for the process, as the variable is
     _watch = listener
-
-
-def _from_environment() -> Callable[[str], None] | None:
-    asked = os.environ.get(VARIABLE)
-    if not asked or misuse() is not None:
-        return None
-    name, _, count = asked.partition(":")
-    armed = _Armed(name, int(count or "1"))
-
-    def kill(passed: str) -> None:
-        """Die at the asked passing of the asked point."""
-        if armed.due(passed):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return kill
-
-
-_watch: Callable[[str], None] | None = _from_environment()

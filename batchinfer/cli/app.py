@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from batchinfer import crash
 from batchinfer.cli import doctor, gc, init, plan, preview, run, schema, status, validate, verify
 from batchinfer.cli.failures import exit_code_of, show_failure
-from batchinfer.crash import refuse_misuse
 
 app = typer.Typer(
     name="batchinfer",
@@ -45,7 +45,7 @@ for _verb in (init, validate, plan, preview, run, status, verify, gc, schema, do
 def run_app() -> int:
     """Run the command line; every error becomes a message and an exit code."""
     try:
-        refuse_misuse()
+        crash.arm()
         code = app(standalone_mode=False)
     except BaseException as error:  # noqa: BLE001 - the outermost boundary
         show_failure(error)

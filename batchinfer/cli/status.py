@@ -27,7 +27,7 @@ def command(output: Output, *, as_json: AsJson = False) -> None:
     typer.echo(f"  units    {status.units_done:,} of {status.units_total:,} committed ({share:.1%})")
     typer.echo(f"  rows     {status.rows_done:,} of {status.rows_total:,} planned")
     typer.echo(f"  output   {status.output} ({status.num_bytes:,} bytes)")
-    for process in status.processes:
+    for process in status.processes if status.state != "complete" else ():
         typer.echo(f"  at work  {process.owner} (last sign {process.silent_s:.0f} s ago)")
     if status.suspects:
         shown = ", ".join(str(unit) for unit in status.suspects[:10])

@@ -24,6 +24,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from batchinfer.crash import crash_point
 from batchinfer.data import Chunk, EncodedChunk, HostBatch, OutputBatch, Receipt, TypedBatch, Unit, UnitEnd
 from batchinfer.engine.device import DevicePipeline, InFlight, overlap
 from batchinfer.engine.gather import Gatherer, windows_of
@@ -156,7 +157,12 @@ def _passing_done(
     def submit(batch: HostBatch) -> InFlight:
         """Queue a batch, unless it is done."""
         found = way.spills.restore(batch)
-        return way.pipeline.submit(batch) if found is None else InFlight(batch, {}, 0.0, restored=found)
+        if found is not None:
+            return InFlight(batch, {}, 0.0, restored=found)
+        crash_point("infer.before")
+        inflight = way.pipeline.submit(batch)
+        crash_point("infer.mid")
+        return inflight
 
     def collect(inflight: InFlight) -> OutputBatch:
         """Return a batch's results."""
@@ -187,7 +193,10 @@ def read(units: Iterable[Unit], way: Way) -> Iterator[Chunk | UnitEnd]:
     for unit in units:
         with unit_context(unit):
             rows = _rows_per_chunk(unit, way)
-            yield from way.source.read(unit, schema=way.schema, columns=way.columns, batch_rows=rows)
+            crash_point("read.open")
+            for chunk in way.source.read(unit, schema=way.schema, columns=way.columns, batch_rows=rows):
+                yield chunk
+                crash_point("read.mid")
         yield UnitEnd(unit)
 
 

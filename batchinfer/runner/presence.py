@@ -115,7 +115,7 @@ class Presence:
 def died_here(owner: str) -> bool:
     """Tell whether a process ran on this machine and is gone."""
     _, host, pid = _fields(owner)
-    return host == _host() and pid.isdigit() and not Path(f"/proc/{pid}").exists()
+    return host == _host() and pid.isdigit() and not _runs(pid)
 
 
 def is_predecessor(owner: str, me: str) -> bool:
@@ -124,6 +124,15 @@ def is_predecessor(owner: str, me: str) -> bool:
     if host == _host():
         return died_here(owner)
     return shard == _fields(me)[0] != _ANY
+
+
+def _runs(pid: str) -> bool:
+    """Tell whether a process of this machine runs; a zombie does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state not in {"Z", "X"}
 
 
 def _fields(owner: str) -> tuple[str, str, str]:

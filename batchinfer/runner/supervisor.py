@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _UNITS_AHEAD = 2
 _MAX_DEATHS = 3
+_FIRST_BACKOFF_S = 0.5
 _LONGEST_BACKOFF_S = 30.0
 _DUMP_S = 5.0
 _LOST_S = 30.0
@@ -296,14 +297,14 @@ class Supervisor:
         self._replace(member, how)
 
     def _replace(self, member: _Member, how: str) -> None:
-        wait_s = min(2.0**member.deaths, _LONGEST_BACKOFF_S)
+        wait_s = min(_FIRST_BACKOFF_S * 2.0**member.deaths, _LONGEST_BACKOFF_S)
         stack = ""
         if member.stalled_at is not None:
             stack = "\n  it stood at:\n" + _quoted(member.tail.lines)
         self._emit(
             Warned(
                 code="stalled" if stack else "worker_died",
-                message=f"worker {member.index} {how}; another starts in {wait_s:.0f} s "
+                message=f"worker {member.index} {how}; another starts in {wait_s:g} s "
                 f"and does its units again{stack}",
             )
         )

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from batchinfer import crash
 from batchinfer.errors import BatchinferError, ExitCode
 from batchinfer.runner.messages import (
     Assign,
@@ -195,6 +196,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(ExitCode.CRASH)
+    crash.arm()
     # A watchdog's SIGABRT, or a crash of native code, shows where every thread stood.
     faulthandler.enable()
     # Ctrl-C reaches the whole group: the parent decides what it means for a worker.

@@ -282,7 +282,7 @@ def test_a_plugin_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import subprocess
 
     from tests.conftest import doubling_job, environment, write_shards
-    from tests.runner.test_runs import read
+    from tests.runner.commands import read
 
     site = tmp_path / "site"
     (site / "triple-1.0.dist-info").mkdir(parents=True)
