@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
+from batchinfer.redact import redact, visible
+
 if TYPE_CHECKING:
     from batchinfer.data import Unit
 
@@ -53,26 +55,36 @@ class BatchinferError(Exception):
     """An error with a place and a way out.
 
     `message` names the value and the harm, `where` the file, line or row, `hint` what to do next.
+    Secrets are taken out of all of them, whoever put them in.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL
     kind: ClassVar[str] = "internal"
 
     def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        message = redact(message)
         super().__init__(message)
         self.message = message
-        self.where = where
-        self.hint = hint
-        self.details = ""
+        self.where = where and redact(where)
+        self.hint = hint and redact(hint)
+        self._details = ""
+
+    @property
+    def details(self) -> str:
         """A worker's traceback, where the error happened in one."""
+        return self._details
+
+    @details.setter
+    def details(self, text: str) -> None:
+        self._details = redact(text)
 
     def __str__(self) -> str:
-        """Return the message, the place and the way out, one to a line."""
-        lines = [self.message]
+        """Return the message, the place and the way out, one to a line, safe on a terminal."""
+        lines = [visible(self.message, lines=True)]
         if self.where:
-            lines.append(f"  at {self.where}")
+            lines.append(f"  at {visible(self.where)}")
         if self.hint:
-            lines.append(f"  → {self.hint}")
+            lines.append(f"  → {visible(self.hint, lines=True)}")
         return "\n".join(lines)
 
 

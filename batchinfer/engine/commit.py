@@ -177,7 +177,10 @@ class UnitWriter:
         data = json.dumps(record, sort_keys=True).encode()
         stamp = {"attempt": self._attempt}
         outcome = publish(
-            self._store, self._layout.uri(self._layout.record_name(self._unit.index)), data, stamp=stamp
+            self._store,
+            self._layout.uri(self._layout.record_name(self._unit.index)),
+            data,
+            stamp=stamp,
         )
         crash_point("side.after")
         return outcome

@@ -12,7 +12,6 @@ import hashlib
 import secrets
 from typing import TYPE_CHECKING, Any
 
-from batchinfer.clock import Clock, SystemClock
 from batchinfer.errors import UnavailableError
 from batchinfer.storage import AlreadyExists, ObjectMissing
 
@@ -50,14 +49,13 @@ def publish(
     *,
     stamp: Mapping[str, str] | None = None,
     look_first: bool = False,
-    clock: Clock | None = None,
 ) -> Outcome:
     """Create an object and make sure of the outcome. `stamp` names the `attempt` and the `sha256`.
 
     `look_first` is for stores whose `create` may overwrite. Raises UnavailableError when the store
     stays silent or unclear for `store.patience_s`; what is there is then left as it is.
     """
-    clock = clock or SystemClock()
+    clock = store.clock
     marks = {**(stamp or {})}
     marks.setdefault("sha256", sha256(data))
     began, wait_s = clock.now(), _FIRST_WAIT_S
@@ -93,9 +91,9 @@ def publish(
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
 
-def create_once(store: Store, uri: str, data: Any, *, clock: Clock | None = None) -> bool:
+def create_once(store: Store, uri: str, data: Any) -> bool:
     """Create a control object: True if what is there now has our bytes. Raises UnavailableError."""
-    return publish(store, uri, data, clock=clock) is not Outcome.OTHER
+    return publish(store, uri, data) is not Outcome.OTHER
 
 
 def _whose(store: Store, uri: str, marks: Mapping[str, str], *, doubt: bool) -> Outcome:

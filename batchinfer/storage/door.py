@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from batchinfer.errors import AccessError, BatchinferError, DataError, LocalDiskError, UnavailableError
 
 if TYPE_CHECKING:
+    from batchinfer.clock import Clock
     from batchinfer.data import Entry
 
 
@@ -26,7 +27,7 @@ class Store(Protocol):
 
     `conditional` says whether `create` is atomic: of two writers of one name exactly one succeeds.
     `parallel` requests at once are worth making. For `patience_s` seconds an unclear write is tried
-    again before it is given up.
+    again before it is given up, on its `clock`.
     Every method raises AccessError (no permission), UnavailableError (network, throttling beyond
     the retry budget) or LocalDiskError (full or broken disk) besides what it names.
     """
@@ -34,6 +35,7 @@ class Store(Protocol):
     conditional: bool
     parallel: int
     patience_s: float
+    clock: Clock
 
     def entries(self, prefix: str) -> list[Entry]:
         """Return everything below a folder, sorted by URI; nothing where the folder is missing."""

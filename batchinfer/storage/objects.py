@@ -14,6 +14,7 @@ import pyarrow as pa
 from obstore import exceptions as refusals
 from obstore.store import MemoryStore, from_url
 
+from batchinfer.clock import Clock, SystemClock
 from batchinfer.crash import crash_point
 from batchinfer.data import Entry
 from batchinfer.errors import AccessError, BatchinferError, JobFileError, UnavailableError
@@ -43,6 +44,7 @@ class ObjectStore:
     conditional = True  # If-None-Match or ifGenerationMatch; the probe checks that the server obeys
     parallel = 32
     patience_s = 300.0
+    clock: Clock = SystemClock()
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
         parts = urlsplit(url)

@@ -9,6 +9,7 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
+from batchinfer.clock import Clock, SystemClock
 from batchinfer.data import Entry
 from batchinfer.errors import JobFileError
 from batchinfer.storage.door import AlreadyExists, changed, os_errors
@@ -21,6 +22,7 @@ class FsspecStore:
     conditional = False
     parallel = 8
     patience_s = 60.0
+    clock: Clock = SystemClock()
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
         self._scheme = url.split("://", 1)[0]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from batchinfer.clock import Clock, SystemClock
 from batchinfer.crash import crash_point
 from batchinfer.data import Entry
 from batchinfer.storage.door import AlreadyExists, changed, os_errors
@@ -30,6 +31,7 @@ class PosixStore:
     conditional = True  # link() fails if the name exists, also on NFS
     parallel = 8
     patience_s = 60.0
+    clock: Clock = SystemClock()
 
     def entries(self, prefix: str) -> list[Entry]:
         """Return everything below a folder, sorted by path."""

@@ -122,7 +122,7 @@ def test_different_jobs_at_once_give_one_output(tmp_path: Path, batchinfer: Run)
     write_shards(tmp_path / "in", [300])
     other = tmp_path / "other"
     other.mkdir()
-    paths = {
+    paths: dict[str, Any] = {
         "input": {"path": str(tmp_path / "in")},
         "output": {"path": str(tmp_path / "out"), "carry": ["id"]},
     }

@@ -165,6 +165,7 @@ class Scripted(PosixStore):
 
     def __init__(self, *script: str) -> None:
         self.script = list(script)
+        self.clock = Hurried()
 
     def create(self, uri: str, data: Any, *, stamp: Mapping[str, str] | None = None) -> None:
         """Do the next thing of the script."""
@@ -192,7 +193,7 @@ def test_anothers_write_is_known_as_such(tmp_path: Path) -> None:
 def test_a_store_that_stays_away_is_an_error(tmp_path: Path) -> None:
     """A store that never answers ends with its error after a few tries."""
     with pytest.raises(UnavailableError, match="connection was reset"):
-        create_once(Scripted(*["lost"] * 90), str(tmp_path / "x"), b"ours", clock=Hurried())
+        create_once(Scripted(*["lost"] * 90), str(tmp_path / "x"), b"ours")
 
 
 class Hurried:
