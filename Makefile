@@ -7,11 +7,11 @@ QUERY ?= wait for several things to happen at the same time
 # As typed: make would take a $ in it for a variable of its own.
 override export QUERY := $(value QUERY)
 
-.PHONY: help demo jobs test lint format constraints schema clean
+.PHONY: help demo jobs test soak soak-kill model lint format constraints schema clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: ## Embed 10,000 docstrings and search them: make demo QUERY="read a zip file"
 	@.ci/bootstrap demo
@@ -30,6 +30,19 @@ test: ## Run the whole suite, servers included: make test ARGS="-k onnx"
 	@.ci/system-packages
 	@.ci/bootstrap dev
 	@.ci/suite $(ARGS)
+
+soak: ## A million schedules of the protocol, simulated: make soak SCHEDULES=1000 SEED=7
+	@.ci/bootstrap dev
+	@$(PYTHON) -m tests.protocol.simulation --schedules $(or $(SCHEDULES),1000000) --seed $(or $(SEED),0)
+
+soak-kill: ## Real kills, of the protocol alone and of whole runs: make soak-kill SCHEDULES=2000
+	@.ci/bootstrap dev
+	@$(PYTHON) -m tests.protocol.kills --schedules $$((10 * $(or $(SCHEDULES),2000))) --seed $(or $(SEED),0)
+	@$(PYTHON) -m tests.protocol.whole --schedules $(or $(SCHEDULES),2000) --seed $(or $(SEED),0)
+
+model: ## Check the model of the protocol, and that every mutant of it is caught
+	@.ci/bootstrap dev
+	@$(PYTHON) -m tests.model.check
 
 lint: ## Check style and types
 	@.ci/bootstrap dev

@@ -74,7 +74,7 @@ def write_shards(folder: Path, sizes: list[int], *, row_group: int = 100) -> Non
         start += size
 
 
-def doubling_job(folder: Path, **sections: Mapping[str, Any]) -> Path:
+def doubling_job(folder: Path, **sections: Any) -> Path:
     """Write a job that doubles `x` with the simulated backend; `sections` are merged into it."""
     document: dict[str, Any] = {
         "job": "doubling",

@@ -17,7 +17,7 @@ from batchinfer.runner.messages import Channel
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_LINES_KEPT = 60
+_LINES_KEPT = 200
 
 
 class Worker(Protocol):

@@ -36,6 +36,7 @@ _LONGEST_BACKOFF_S = 30.0
 _DUMP_S = 5.0
 _LOST_S = 30.0
 _LAST_LINES = 8
+_WAITING = ("/threading.py", "/futures/thread.py", "/runner/worker.py")
 
 
 class Work(Protocol):
@@ -300,7 +301,7 @@ class Supervisor:
         wait_s = min(_FIRST_BACKOFF_S * 2.0**member.deaths, _LONGEST_BACKOFF_S)
         stack = ""
         if member.stalled_at is not None:
-            stack = "\n  it stood at:\n" + _quoted(member.tail.lines)
+            stack = "\n  it stood at:\n" + _quoted(_standing(member.tail.lines))
         self._emit(
             Warned(
                 code="stalled" if stack else "worker_died",
@@ -378,6 +379,16 @@ def died_of(code: int) -> str:
         return signal.Signals(-code).name
     except ValueError:
         return f"signal {-code}"
+
+
+def _standing(lines: Iterable[str]) -> list[str]:
+    """Pick from a dump of stacks where each thread stood, those left out that wait for others."""
+    found, heads = [], False
+    for line in lines:
+        if heads and line.lstrip().startswith("File") and not any(name in line for name in _WAITING):
+            found.append(line.strip())
+        heads = "most recent call first" in line
+    return found
 
 
 def _quoted(lines: Iterable[str]) -> str:
