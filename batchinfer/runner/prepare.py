@@ -64,12 +64,7 @@ def prepare(job: Job, *, force: bool = False) -> Prepared:
     NoInputError, DataError (unreadable or drifting shards), FingerprintError (the output is
     another job's).
     """
-    if job.input.incremental and job.input.format == "files":
-        raise JobFileError(
-            f"{job.place(('input', 'incremental'))}  input.incremental: files are read as groups, which "
-            "change with every file that comes",
-            hint="give each delivery a folder and an output of its own, or write the files as Parquet",
-        )
+    _check_modes(job, force=force)
     source: Source = registry.load("sources", job.input.format)(job.input)
     sink: Sink = registry.load("sinks", job.output.format)(job.output)
     root = job.output.path
@@ -120,6 +115,23 @@ def prepare(job: Job, *, force: bool = False) -> Prepared:
         arrivals=arrivals,
         beats=tuple(beats(there, root, plan.plan8)),
     )
+
+
+def _check_modes(job: Job, *, force: bool) -> None:
+    """Refuse what cannot be kept. Raises JobFileError."""
+    if job.input.incremental and job.input.format == "files":
+        raise JobFileError(
+            f"{job.place(('input', 'incremental'))}  input.incremental: files are read as groups, which "
+            "change with every file that comes",
+            hint="give each delivery a folder and an output of its own, or write the files as Parquet",
+        )
+    if job.output.commit == "deterministic" and (force or job.input.incremental):
+        # `_SUCCESS` must never go back to an earlier generation, which takes a conditional write.
+        raise JobFileError(
+            f"{job.place(('output', 'commit'))}  output.commit: deterministic allows one generation: "
+            "neither --force nor input.incremental",
+            hint="write to another output.path, or use a store with conditional writes",
+        )
 
 
 def _match(job: Job, plan: Plan, mine: Fingerprint, found: Sequence[Entry]) -> _Match:

@@ -21,8 +21,11 @@ from batchinfer.errors import AccessError, BatchinferError, JobFileError, Unavai
 from batchinfer.storage.door import AlreadyExists, ObjectMissing, changed
 from batchinfer.storage.globs import select, split_glob
 
-_RETRIES: Any = {"max_retries": 8, "retry_timeout": timedelta(minutes=5)}
+_PATIENCE_S = 300.0
 _TIMEOUTS: Any = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(seconds=120)}
+_EXPIRED = ("<Code>ExpiredToken", "<Code>TokenRefreshRequired", "<Code>InvalidToken")
+"""What S3 says with status 400 where others say 401."""
+_DURATIONS = ("connect_timeout", "timeout")
 
 # The names that fsspec and the cloud tools use, for obstore's.
 _SYNONYMS = {
@@ -43,7 +46,7 @@ class ObjectStore:
 
     conditional = True  # If-None-Match or ifGenerationMatch; the probe checks that the server obeys
     parallel = 32
-    patience_s = 300.0
+    patience_s = _PATIENCE_S
     clock: Clock = SystemClock()
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
@@ -53,13 +56,17 @@ class ObjectStore:
             self._store: Any = _memory.setdefault(parts.netloc, MemoryStore())
             return
         config, client = _configure(parts.scheme, options)
+        self.patience_s = _seconds(config.pop("retry_timeout", _PATIENCE_S), "retry_timeout", self._base)
+        # The client waits with full jitter between its tries; beyond that, `publish` tries again.
+        retries: Any = {"max_retries": 10, "retry_timeout": timedelta(seconds=self.patience_s)}
         try:
-            self._store = from_url(self._base, config=config, client_options=client, retry_config=_RETRIES)
+            self._store = from_url(self._base, config=config, client_options=client, retry_config=retries)
         except (refusals.BaseError, ValueError, TypeError) as error:
             raise JobFileError(
                 f"cannot make a client: {_first_line(error)}",
                 where=f"storage_options for {self._base}",
-                hint=f"known options include {', '.join(sorted(_SYNONYMS))}, region, allow_http",
+                hint=f"known options include {', '.join(sorted(_SYNONYMS))}, region, allow_http, timeout, "
+                "retry_timeout",
             ) from error
 
     def entries(self, prefix: str) -> list[Entry]:
@@ -176,12 +183,10 @@ class ObjectStore:
         except FileNotFoundError as error:
             raise ObjectMissing("there is no such object", where=uri) from error
         except (refusals.PermissionDeniedError, refusals.UnauthenticatedError) as error:
-            raise AccessError(
-                "the store refused: permission denied",
-                where=uri,
-                hint="check the credentials in storage_options or the environment",
-            ) from error
+            raise _denied(uri) from error
         except (refusals.BaseError, OSError, ValueError) as error:
+            if any(code in str(error) for code in _EXPIRED):
+                raise _denied(uri) from error
             raise UnavailableError(
                 f"the store could not be reached: {_first_line(error)}",
                 where=uri,
@@ -234,9 +239,30 @@ def _version(meta: Mapping[str, Any]) -> str:
     return f"{token.strip(chr(34))}-{meta['size']:x}"
 
 
+def _denied(uri: str) -> AccessError:
+    return AccessError(
+        "the store refused: permission denied, or the credentials have expired",
+        where=uri,
+        hint="check the credentials in storage_options or the environment, and run the same command again",
+    )
+
+
 def _first_line(error: BaseException) -> str:
     """Return what a client says before it goes on for a page."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _seconds(value: object, name: str, where: str) -> float:
+    """Read a duration. Raises JobFileError for what is none."""
+    try:
+        seconds = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not seconds > 0:
+        raise JobFileError(
+            f"{name} must be a number of seconds, got {value!r}", where=f"storage_options for {where}"
+        )
+    return seconds
 
 
 def _configure(scheme: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -244,7 +270,9 @@ def _configure(scheme: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
     config: dict[str, Any] = {}
     client: dict[str, Any] = dict(_TIMEOUTS)
     for name, value in options.items():
-        if name in _CLIENT:
+        if name in _DURATIONS:
+            client[name] = timedelta(seconds=_seconds(value, name, f"{scheme}://"))
+        elif name in _CLIENT:
             client[name] = value
         else:
             synonym = _SYNONYMS.get(name, name)

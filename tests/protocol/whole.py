@@ -31,8 +31,8 @@ from tests.protocol.kills import tree
 _POINTS = [name for name in crash.CRASH_POINTS if not name.startswith("gc.")]
 _GRACE_S = 12.0
 _TOO_LONG_S = 90.0
-_ENDS = {0, 71, 75, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
-"""How a disturbed run may end: done, out of workers, stopped, or killed."""
+_ENDS = {0, 71, 75, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
+"""How a disturbed run may end: done, out of workers, stopped (130: before it had begun), or killed."""
 
 FAMILIES: dict[str, dict[str, dict[str, object]]] = {
     "plain": {},
