@@ -22,6 +22,7 @@ from batchinfer.engine.spill import Spills
 from batchinfer.engine.unit import Way
 from batchinfer.loader.batches import BatchPolicy
 from batchinfer.loader.windows import WindowPolicy
+from batchinfer.runner.model_state import require_unchanged
 from batchinfer.storage import open_store
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def assemble(start: Start, *, spilled: set[int]) -> Iterator[Assembly]:
     schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(start.schema)))
     try:
         backend.load(start.device, threads=start.threads)
+        require_unchanged(job, start.model_state)
         if start.purpose == "describe":
             yield Assembly(backend, None, None, {})
             return

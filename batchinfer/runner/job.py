@@ -21,7 +21,6 @@ from batchinfer.runner.keeper import DealtWork, Keeper
 from batchinfer.runner.ledger import read_ledger
 from batchinfer.runner.messages import Ready, Start
 from batchinfer.runner.output import probe, store_plan
-from batchinfer.runner.plan import Plan
 from batchinfer.runner.prepare import Prepared, prepare
 from batchinfer.runner.presence import Presence, new_owner
 from batchinfer.runner.process import InlineWorker, ProcessWorker, Worker
@@ -225,7 +224,7 @@ class _Session:
         try:
             with interrupts.watched():
                 Supervisor(
-                    starts=[self._start(plan, worker, device) for worker, device in enumerate(devices)],
+                    starts=[self._start(prepared, worker, device) for worker, device in enumerate(devices)],
                     spawn=self._spawner(),
                     work=work,
                     emit=self.emit,
@@ -283,7 +282,8 @@ class _Session:
                 f"unit {receipt.unit} had been committed by another process; its output stands",
             )
 
-    def _start(self, plan: Plan, worker: int, device: str) -> Start:
+    def _start(self, prepared: Prepared, worker: int, device: str) -> Start:
+        plan = prepared.plan
         metadata = {
             "batchinfer.plan": plan.plan8,
             "batchinfer.fingerprint": plan.fingerprint,
@@ -298,6 +298,7 @@ class _Session:
             threads=int(self._job.compute.threads),
             layout=asdict(plan.layout(self._job.output.path)),
             metadata=metadata,
+            model_state=prepared.model_state,
         )
 
     def _spawner(self) -> Callable[[Start], Worker]:

@@ -11,7 +11,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter
@@ -37,6 +37,7 @@ class Start:
     threads: int
     layout: dict[str, Any]
     metadata: dict[str, str]
+    model_state: dict[str, str] = field(default_factory=dict)
     purpose: Literal["run", "check", "describe"] = "run"
     kind: Literal["start"] = "start"
 

@@ -13,6 +13,7 @@ from batchinfer.data import Entry
 from batchinfer.errors import FingerprintError, JobFileError
 from batchinfer.runner.finish import manifest_name
 from batchinfer.runner.ledger import Ledger, ledger_of
+from batchinfer.runner.model_state import model_state
 from batchinfer.runner.output import below, generations, plan_name, read_plan, require_empty
 from batchinfer.runner.plan import Plan, diff_inputs, listing, make_plan
 from batchinfer.runner.presence import Beat, beats, died_here
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """What a run found. `stored`: the plan is beside the output already; `arrivals` are files that
-    came since and wait until this plan is complete; `beats` the signs of life of other processes."""
+    came since and wait until this plan is complete; `model_state` is how the model's files were before
+    they were hashed; `beats` are the signs of life of other processes."""
 
     job: Job
     source: Source
@@ -37,6 +39,7 @@ class Prepared:
     stored: bool
     spilled: frozenset[int]
     arrivals: int
+    model_state: dict[str, str]
     beats: tuple[Beat, ...]
 
     @property
@@ -70,6 +73,7 @@ def prepare(job: Job, *, force: bool = False) -> Prepared:
     root = job.output.path
     store = open_store(root, job.output.storage_options)
     found = source.list_entries()
+    state = model_state(job)
     _check_pin(job)
     mine = fingerprint(job)
     there = store.entries(root)
@@ -113,6 +117,7 @@ def prepare(job: Job, *, force: bool = False) -> Prepared:
         stored=stored is not None,
         spilled=plan.layout(root).spilled_units(below(root, entry.uri) for entry in there),
         arrivals=arrivals,
+        model_state=state,
         beats=tuple(beats(there, root, plan.plan8)),
     )
 
