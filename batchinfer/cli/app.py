@@ -9,7 +9,7 @@ import typer
 
 from batchinfer import crash
 from batchinfer.cli import doctor, gc, init, plan, preview, run, schema, status, validate, verify
-from batchinfer.cli.failures import exit_code_of, show_failure
+from batchinfer.cli.failures import exit_code_of, in_our_words, show_failure
 
 app = typer.Typer(
     name="batchinfer",
@@ -47,7 +47,8 @@ def run_app() -> int:
     try:
         crash.arm()
         code = app(standalone_mode=False)
-    except BaseException as error:  # noqa: BLE001 - the outermost boundary
+    except BaseException as raised:  # noqa: BLE001 - the outermost boundary
+        error = in_our_words(raised)
         show_failure(error)
         return exit_code_of(error)
     return code if isinstance(code, int) else 0

@@ -16,6 +16,17 @@ _WrongCommandLine: type[Exception] = typer.BadParameter.__mro__[2]
 """click's ClickException, or that of the click that newer typers carry inside."""
 
 
+def in_our_words(error: BaseException) -> BaseException:
+    """Turn what the system says of this process's limits into an error of ours."""
+    if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+        return BatchinferError(
+            "this process may not open more files",
+            where=error.filename,
+            hint="raise its limit: ulimit -n 4096",
+        )
+    return error
+
+
 def exit_code_of(error: BaseException) -> int:
     """Return the exit code for whatever ended the command."""
     if isinstance(error, BatchinferError):
@@ -24,8 +35,6 @@ def exit_code_of(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, _WrongCommandLine):
         return ExitCode.USAGE
-    if _too_many_files(error):
-        return ExitCode.INTERNAL
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else ExitCode.CRASH
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
@@ -43,19 +52,11 @@ def show_failure(error: BaseException) -> None:
         _say(f"{_red('error')}[{error.kind}]: {error}")
         if error.details and os.environ.get("BATCHINFER_DEBUG"):
             _say(error.details)
-    elif _too_many_files(error):
-        _say(
-            f"{_red('error')}[internal]: this process may not open more files\n  → raise its limit: ulimit -n 4096"
-        )
     elif isinstance(error, (KeyboardInterrupt, typer.Abort)):
         _say("interrupted")
     else:
         _say("".join(traceback.format_exception(error)))
         _say(f"{_red('error')}[bug]: this should not happen; please report it with the lines above")
-
-
-def _too_many_files(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}
 
 
 def _red(text: str) -> str:
