@@ -29,6 +29,7 @@ jobs: ## Prepare and run every example in jobs/
 test: ## Run the whole suite, servers included: make test ARGS="-k onnx"
 	@.ci/system-packages
 	@.ci/bootstrap dev
+	@.ci/servers
 	@.ci/suite $(ARGS)
 
 soak: ## A million schedules of the protocol, simulated: make soak SCHEDULES=1000 SEED=7

@@ -1,4 +1,4 @@
-"""Any other fsspec file system (sftp, hdfs, http): reads, and writes without conditions."""
+"""Any other fsspec file system (sftp, hdfs, http): reads, and writes without conditions, but for gcs://."""
 
 from __future__ import annotations
 
@@ -12,20 +12,26 @@ import pyarrow as pa
 from batchinfer.clock import Clock, SystemClock
 from batchinfer.data import Entry
 from batchinfer.errors import JobFileError
-from batchinfer.storage.door import AlreadyExists, changed, os_errors
+from batchinfer.storage.door import AlreadyExists, ObjectMissing, changed, os_errors
 from batchinfer.storage.globs import select, split_glob
+
+_CONDITIONAL = {"gcs"}
 
 
 class FsspecStore:
-    """The `Store` for what obstore does not serve. fsspec's create is a look and a write: no commit."""
+    """The `Store` for what obstore does not serve. fsspec's create is a look and a write: no commit.
 
-    conditional = False
+    gcsfs alone creates by a conditional put (`ifGenerationMatch=0`), as long as the object is written in
+    one piece by `pipe_file`: its `open("xb")` overwrites.
+    """
+
     parallel = 8
     patience_s = 60.0
     clock: Clock = SystemClock()
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
         self._scheme = url.split("://", 1)[0]
+        self.conditional = self._scheme in _CONDITIONAL
         try:
             self._fs: Any = fsspec.filesystem(self._scheme, **options)
         except (ImportError, ValueError, TypeError) as error:
@@ -61,8 +67,15 @@ class FsspecStore:
             return bytes(self._fs.cat_file(self._path(uri)))
 
     def create(self, uri: str, data: Any, *, stamp: Mapping[str, str] | None = None) -> None:  # noqa: ARG002 - none is kept
-        """Look, then write: safe for one writer only, which `commit: single-writer` declares."""
+        """Create, or where the client cannot, look and write: safe for one writer only, which
+        `commit: single-writer` declares."""
         with os_errors(uri):
+            if self.conditional:
+                try:
+                    self._fs.pipe_file(self._path(uri), bytes(data), mode="create")
+                except FileExistsError:
+                    raise AlreadyExists(uri) from None
+                return
             if self._fs.exists(self._path(uri)):
                 raise AlreadyExists(uri)
         self.put(uri, data)
@@ -94,7 +107,7 @@ class FsspecStore:
 
     def delete(self, uri: str) -> None:
         """Delete a file if it is there."""
-        with contextlib.suppress(FileNotFoundError), os_errors(uri):
+        with contextlib.suppress(ObjectMissing), os_errors(uri):
             self._fs.rm_file(self._path(uri))
 
     def _path(self, uri: str) -> str:
@@ -103,5 +116,6 @@ class FsspecStore:
     def _entry(self, info: Mapping[str, Any]) -> Entry:
         known = (info.get(name) for name in ("ETag", "etag", "mtime", "LastModified", "modified", "created"))
         token = next((str(value) for value in known if value), "")
-        uri = self._fs.unstrip_protocol(info["name"])
+        # Some clients have several names for their scheme: the one that the user wrote is ours.
+        uri = f"{self._scheme}://{self._fs.unstrip_protocol(info['name']).partition('://')[2]}"
         return Entry(uri=uri, size_bytes=info["size"] or 0, version=f"{token}-{info['size']}")

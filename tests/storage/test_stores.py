@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,60 +14,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchinfer.engine.publish import create_once
+from batchinfer.engine.publish import Outcome, create_once, publish
 from batchinfer.errors import DataError, UnavailableError, UnsafeStoreError
 from batchinfer.runner.output import probe
 from batchinfer.storage import AlreadyExists, ObjectMissing, Store, open_store, split_glob
 from batchinfer.storage.posix import PosixStore
-from tests.conftest import Run, doubling_job, parts_of, write_shards
+from tests.conftest import Run, doubling_job, environment, parts_of, write_shards
+from tests.storage.servers import Place
 
 CANARY = "canary-7f3a9c-do-not-print"
 
 
-@pytest.fixture(scope="session")
-def s3() -> Iterator[str]:
-    """Start an S3 server on a free port, with a bucket, and end it at the end."""
-    with socket.socket() as probe_socket:
-        probe_socket.bind(("127.0.0.1", 0))
-        port = probe_socket.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    endpoint = f"http://127.0.0.1:{port}"
-    try:
-        _wait_for(endpoint)
-        request = urllib.request.Request(f"{endpoint}/lake", method="PUT")
-        urllib.request.urlopen(request, timeout=10).close()
-        yield endpoint
-    finally:
-        server.kill()
-        server.wait(10)
+# aiohttp would rather have a file than bytes.
+pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body")
+STORES = ["posix", "memory", "moto", "seaweedfs", "azurite", "fake_gcs"]
 
 
-def _wait_for(endpoint: str) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            urllib.request.urlopen(endpoint, timeout=2).close()
-        except OSError:
-            assert time.monotonic() < deadline, "the S3 server did not start"
-            time.sleep(0.1)
-        else:
-            return
-
-
-@pytest.fixture(params=["posix", "memory", "s3"])
+@pytest.fixture(params=STORES)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Store, str]:
     """Return a store and an empty folder in it."""
-    name = tmp_path.name
+    name = tmp_path.name.replace("[", "-").replace("]", "")
     if request.param == "posix":
         return open_store(str(tmp_path), {}), str(tmp_path / "root")
     if request.param == "memory":
         return open_store(f"memory://{name}", {}), f"memory://{name}/root"
-    endpoint = request.getfixturevalue("s3")
-    options = {"endpoint_url": endpoint, "key": "k", "secret": "s"}
-    return open_store("s3://lake", options), f"s3://lake/{name}/root"
+    there: Place = request.getfixturevalue(request.param)
+    return open_store(there.url, there.options), f"{there.url}/{name}/root"
 
 
 def test_listing_and_globs(place: tuple[Store, str]) -> None:
@@ -226,6 +195,113 @@ def test_a_store_that_lies_is_refused(tmp_path: Path) -> None:
     probe(Lying(), str(tmp_path / "out"), commit="single-writer")
 
 
+def test_stamps_are_kept(place: tuple[Store, str]) -> None:
+    """A stamp comes back as it was given, or not at all where a store keeps none; a missing object is missing."""
+    store, root = place
+    stamp = {"attempt": "0123abcd", "sha256": "f" * 64, "rows": "17"}
+    store.create(f"{root}/x", b"data", stamp=stamp)
+    found = store.stamp(f"{root}/x")
+    assert not found or found.items() >= stamp.items()
+    with pytest.raises(ObjectMissing):
+        store.stamp(f"{root}/y")
+
+
+def test_replace_is_compare_and_set(place: tuple[Store, str]) -> None:
+    """An object is replaced at the version that was listed, and not at an older one."""
+    store, root = place
+    store.create(f"{root}/x", b"one")
+    (entry,) = store.glob(f"{root}/x")
+    store.replace(f"{root}/x", b"three", version=entry.version)
+    assert store.read(f"{root}/x") == b"three"
+    with pytest.raises(AlreadyExists):
+        store.replace(f"{root}/x", b"four", version=entry.version)
+    assert store.read(f"{root}/x") == b"three"
+    with pytest.raises((AlreadyExists, ObjectMissing)):
+        store.replace(f"{root}/none", b"x", version=entry.version)
+
+
+def test_two_publishers(place: tuple[Store, str]) -> None:
+    """Of several that publish other bytes under one name at once, one has won, and all know it."""
+    store, root = place
+
+    def race(number: int) -> Outcome:
+        data = f"attempt {number}".encode()
+        return publish(store, f"{root}/raced", data, stamp={"attempt": str(number)})
+
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(race, range(4)))
+    assert outcomes.count(Outcome.WON) == 1
+    assert outcomes.count(Outcome.OTHER) == 3
+    assert store.read(f"{root}/raced") == f"attempt {outcomes.index(Outcome.WON)}".encode()
+
+
+def test_many_objects_are_all_listed(place: tuple[Store, str]) -> None:
+    """A listing has every object, over its pages, sorted, with sizes and times."""
+    store, root = place
+    num_objects = 300 if "weed" in root or "gcs" in root else 1_100
+    with ThreadPoolExecutor(16) as pool:
+        list(
+            pool.map(
+                lambda number: store.put(f"{root}/{number:05d}", b"x" * (number % 3)), range(num_objects)
+            )
+        )
+    found = store.entries(root)
+    assert [entry.uri for entry in found] == [f"{root}/{number:05d}" for number in range(num_objects)]
+    assert [entry.size_bytes for entry in found] == [number % 3 for number in range(num_objects)]
+    assert store.leftovers(root, now=max(entry.modified for entry in found)) == []
+
+
+@pytest.mark.parametrize("server", ["seaweedfs", "azurite", "fake_gcs"])
+def test_a_run_on_every_server(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    batchinfer: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    server: str,
+) -> None:
+    """The whole command writes to each server, killed and resumed, forced anew, verified and cleared up."""
+    there: Place = request.getfixturevalue(server)
+    options = dict(there.options)
+    for name in ("secret", "account_key", "token"):
+        if name in options:
+            monkeypatch.setenv("LAKE_SECRET", options[name])
+            options[name] = "${env:LAKE_SECRET}"
+    write_shards(tmp_path / "in", [450])
+    output = {"path": f"{there.url}/{tmp_path.name}/out", "carry": ["id"], "storage_options": options}
+    job = str(doubling_job(tmp_path, output=output))
+    settings = {**environment(), "BATCHINFER_CRASH": "commit.after:3", "BATCHINFER_TESTING": "1"}
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-m", "batchinfer", "run", job, "--set", "compute.stall_timeout=60"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=settings,
+            timeout=120,
+        )
+        settings = environment()
+    assert done.returncode == 0, done.stderr
+    forced = batchinfer("run", job, "--force")
+    assert forced.returncode == 0, forced.stderr
+    assert batchinfer("gc", job, "--delete").returncode == 0
+    verified = batchinfer("verify", "--deep", job)
+    assert verified.returncode == 0, verified.stderr
+    assert "450 rows" in verified.stdout
+
+
+def test_a_server_that_lies(
+    rclone: Place, tmp_path: Path, batchinfer: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real server that ignores conditions is refused with 73, and its output folder left as it was."""
+    write_shards(tmp_path / "in", [50])
+    monkeypatch.setenv("LAKE_SECRET", "testsecret")
+    options = {**rclone.options, "secret": "${env:LAKE_SECRET}"}
+    output = {"path": f"{rclone.url}/out", "carry": ["id"], "storage_options": options}
+    refused = batchinfer("run", str(doubling_job(tmp_path, output=output)))
+    assert refused.returncode == 73, refused.stderr
+    assert open_store(rclone.url, rclone.options).entries(f"{rclone.url}/out") == []
+
+
 def test_splitting_globs() -> None:
     """The fixed folder of a pattern ends before the first magic letter."""
     assert split_glob("s3://b/a/dt=*/*.pq") == ("s3://b/a", "dt=*/*.pq")
@@ -235,12 +311,12 @@ def test_splitting_globs() -> None:
 
 
 def test_a_run_from_s3_to_s3(
-    s3: str, tmp_path: Path, batchinfer: Run, monkeypatch: pytest.MonkeyPatch
+    moto: Place, tmp_path: Path, batchinfer: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole command over S3, credentials from the environment: complete, resumed, and no secret anywhere."""
     write_shards(tmp_path / "in", [250])
-    options = {"endpoint_url": s3, "key": "k", "secret": "s"}
-    store = open_store("s3://lake", options)
+    store = open_store("s3://lake", moto.options)
+    s3 = moto.options["endpoint_url"]
     base = f"s3://lake/{tmp_path.name}"
     store.put(f"{base}/in/a.parquet", (tmp_path / "in" / "shard-0.parquet").read_bytes())
     monkeypatch.setenv("LAKE_SECRET", CANARY)
