@@ -155,6 +155,8 @@ def test_the_policy_keeps_the_rules_of_the_interface(kind: str) -> None:
     assert spec["completionMode"] == "Indexed"
     assert "backoffLimitPerIndex" in spec
     assert spec["maxFailedIndexes"] <= spec["completions"]
+    env = {item["name"]: item.get("value") for item in spec["template"]["spec"]["containers"][0]["env"]}
+    assert env["JOB_COMPLETIONS"] == str(spec["completions"])
     assert len(rules) <= 20
     names = {container["name"] for container in spec["template"]["spec"]["containers"]}
     for rule in rules:

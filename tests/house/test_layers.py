@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[2] / "batchinfer"
 
 LEVELS = [
-    {"clock", "crash", "errors", "data", "events", "protocols", "options"},
-    {"config", "storage", "tensors", "hardware", "registry", "user_code"},
+    {"clock", "crash", "errors", "data", "events", "protocols", "options", "redact"},
+    {"config", "storage", "tensors", "hardware", "registry", "user_code", "onnx_files"},
     {"sources", "preprocess", "loader", "backends", "postprocess", "sinks", "testing"},
     {"engine"},
     {"runner", "telemetry"},
