@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ settings.load_profile("default")
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
+CANARY = "canary-secret-4be1d2c7"  # a secret of every job below: no run may write it down anywhere
+os.environ["BATCHINFER_TEST_SECRET"] = CANARY
+
 
 def environment() -> dict[str, str]:
     """Return an environment without colour, terminal width or interpreter noise."""
@@ -31,13 +34,15 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture
-def batchinfer() -> Run:
-    """Run the command line as a user does, in a process of its own."""
+def batchinfer(tmp_path: Path) -> Iterator[Run]:
+    """Run the command line as a user does, in a process of its own. What it prints, and every file that
+    the test leaves, is searched for the secret of the jobs."""
+    said: list[str] = []
 
     def run(
         *arguments: str, stdin: str | None = None, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "batchinfer", *arguments],
             input=stdin,
             capture_output=True,
@@ -46,8 +51,13 @@ def batchinfer() -> Run:
             check=False,
             env=environment(),
         )
+        said.extend((done.stdout, done.stderr))
+        return done
 
-    return run
+    yield run
+    assert not any(CANARY in text for text in said), "the secret was printed"
+    told = [path for path in tmp_path.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
+    assert told == [], "the secret was written down"
 
 
 def numbers(start: int, stop: int) -> pa.Table:
@@ -81,7 +91,11 @@ def doubling_job(folder: Path, **sections: Any) -> Path:
         "input": {"path": "in/"},
         "model": {"backend": "simulated", "seconds_per_batch": 0},
         "batching": {"size": 32},
-        "output": {"path": "out/", "carry": ["id"]},
+        "output": {
+            "path": "out/",
+            "carry": ["id"],
+            "storage_options": {"password": "${env:BATCHINFER_TEST_SECRET}"},
+        },
         "checkpoint": {"unit_rows": 100},
     }
     for name, section in sections.items():

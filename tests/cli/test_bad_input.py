@@ -300,7 +300,7 @@ def _picture_that_is_none(folder: Path, job: dict[str, Any]) -> None:
     )
 
 
-@case(65, r"users:fails raised ValueError: no")
+@case(65, r"users:fails raised ValueError\b(?s:.*)BATCHINFER_DEBUG=1")
 def _function_that_raises(folder: Path, job: dict[str, Any]) -> None:
     (folder / "users.py").write_text("def fails(rows):\n    raise ValueError('no')\n")
     job["preprocess"] = [{"python": {"function": "users:fails", "output": {"x": "float32"}}}]
