@@ -26,13 +26,16 @@ def run_job(
     *,
     params: Mapping[str, str] | None = None,
     observers: Sequence[Observer] = (),
+    shard: str | None = None,
+    force: bool = False,
     **overrides: Any,
 ) -> RunReport:
     """Run a job from Python: a job file's path, or the same tree as a mapping.
 
     `params` fill `${param:NAME}`; `overrides` set keys, with two underscores for the dot
     (`batching__size=128`). Relative paths in a mapping are relative to the working directory.
-    `observers` hear the run's events; without any, nothing is printed. Run it again to resume.
+    `observers` hear the run's events; without any, nothing is printed. `shard` ("i/n") does every n-th
+    unit from i on, `force` begins a new generation of the output. Run it again to resume.
 
     Raises a `BatchinferError` whose `exit_code` is what the command would have exited with:
     JobFileError, NoInputError, DataError, FingerprintError, DeviceError, BudgetExceeded and others.
@@ -42,11 +45,13 @@ def run_job(
     from batchinfer.config import Machine, load_job, usable_cores
     from batchinfer.hardware import gpus
     from batchinfer.runner.job import run
+    from batchinfer.runner.shares import Share, share_of
 
     settings = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in overrides.items()]
     loaded = load_job(job, params=params or {}, overrides=settings)
     machine = Machine(cores=usable_cores(), gpus=tuple(gpu.name for gpu in gpus()))
-    return run(loaded, machine, observers)
+    share = Share() if shard is None else share_of(shard)
+    return run(loaded, machine, observers, share=share, force=force)
 
 
 def __getattr__(name: str) -> Any:
