@@ -74,7 +74,10 @@ def _resolve(value: object, info: ValidationInfo) -> object:
     root = (info.context or {}).get("root")
     if not isinstance(value, str) or root is None or _URL.match(value):
         return value
-    path = Path(value).expanduser()
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError(f"names nobody's home folder: {value!r}") from None
     return str(path if path.is_absolute() else Path(root) / path)
 
 

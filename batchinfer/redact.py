@@ -6,7 +6,9 @@ import re
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 _HIDDEN = "***"
-_SHORTEST = 6
+_SHORTEST = 8
+_AFTER = ".,;:!)]}"
+_WITH_PORT = {"http", "https", "ftp", "sftp", "hdfs", "webhdfs", "smb"}
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>`|]+")
 _NAMES = (
     r"x-(?:amz|goog)-(?:signature|credential|security-token)|awsaccesskeyid|googleaccessid|sig|signature"
@@ -28,7 +30,7 @@ _remembered: dict[str, None] = {}
 def remember(secret: str) -> None:
     """Have a value hidden wherever it stands, for as long as this process lives.
 
-    Shorter ones than six characters are not: they would be found inside of words.
+    Shorter ones than eight characters are not: they would be found inside of words.
     """
     if len(secret) < _SHORTEST:
         return
@@ -41,7 +43,7 @@ def redact(text: str) -> str:
     for secret in sorted(_remembered, key=len, reverse=True):
         text = text.replace(secret, _HIDDEN)
     if "://" in text:
-        text = _URL.sub(lambda found: _redacted(found.group()), text)
+        text = _URL.sub(_replaced, text)
     if "=" in text or "%3" in text:
         text = _PAIR.sub(rf"\1\2{_HIDDEN}", text)
     return _HEADER.sub(rf"\1\2{_HIDDEN}", text) if ":" in text or "=" in text else text
@@ -61,14 +63,23 @@ def visible(text: str, *, lines: bool = False) -> str:
     return "".join(char if char.isprintable() or char in kept else ascii(char)[1:-1] for char in text)
 
 
+def _replaced(found: re.Match[str]) -> str:
+    """Redact a URL that was found in a text; what ends the sentence is not of it."""
+    url = found.group().rstrip(_AFTER)
+    return _redacted(url) + found.group()[len(url) :]
+
+
 def _redacted(url: str) -> str:
     """Take a URL apart and put it together again without what is secret in it."""
     try:
         parts = urlsplit(url)
-        _ = parts.port
+        has_port = parts.port is not None and parts.scheme.lower() in _WITH_PORT
     except ValueError:
         return _broken(url)
     userinfo, at, host = parts.netloc.rpartition("@")
+    if ":" in host and "[" not in host and not (at or has_port):
+        # What looks like a port is the beginning of a password that has a slash in it.
+        return _broken(url)
     if at and (":" in userinfo or parts.scheme.lower() in {"http", "https", "ftp"}):
         # `user@` alone is a container in abfs:// and a login in sftp://, but a token in https://.
         host = f"{_HIDDEN}@{host}"

@@ -1,14 +1,31 @@
-"""The user's own code: imported when it is needed, and named by its line where it fails."""
+"""The user's own code: imported when it is needed, and named by its line where it fails.
+
+While it is set up there is no row yet, and its errors are told as they are. Once it gets rows, the text of
+its errors may quote them: then only their class and place are told, and the traceback keeps the rest.
+"""
 
 from __future__ import annotations
 
 import importlib
 import sys
+import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from batchinfer.errors import ContractError, DataError
+from batchinfer.errors import BatchinferError, ContractError, DataError, DeviceError
+
+_NOT_THEIRS = (
+    str(Path(__file__).parent),
+    sysconfig.get_path("stdlib"),
+    sysconfig.get_path("purelib"),
+    "<frozen",
+)
+_NO_MEMORY = {"MemoryError", "OutOfMemoryError"}
+_DEVICE = {"AcceleratorError"}
+_CPU_ALLOCATOR = "DefaultCPUAllocator"
 
 
 def load_entry(entry: str) -> Any:
@@ -19,20 +36,65 @@ def load_entry(entry: str) -> Any:
     except Exception as error:
         # A module of the user's raises anything while it is imported.
         raise ContractError(
-            f"cannot import {entry}: {type(error).__name__}: {error}",
+            f"cannot import {entry}: {told(error)}",
+            where=place(error),
             hint="put the module beside the job file, or install its package",
         ) from error
 
 
+@contextmanager
+def setting_up(entry: str) -> Iterator[None]:
+    """Run code of the user's before any row is there. Raises ContractError with the text of its error
+    and the line, DeviceError where the device is at fault."""
+    try:
+        yield
+    except BatchinferError:
+        raise
+    except Exception as error:
+        if fault := device_fault(error):
+            raise DeviceError(f"{entry} failed: {told(error)}", hint=fault) from error
+        raise ContractError(f"{entry} failed: {told(error)}", where=place(error)) from error
+
+
 def call(entry: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call the user's function. Raises DataError that names the line where it raised."""
+    """Call the user's function with rows. Raises DataError that names the line where it raised, and
+    DeviceError where the device is at fault."""
     try:
         return function(*arguments)
+    except BatchinferError:
+        raise
     except Exception as error:
-        # Not the deepest line: that one may be inside a library that the user's line called.
-        frames = traceback.extract_tb(error.__traceback__)
         home = getattr(sys.modules.get(entry.partition(":")[0]), "__file__", None)
-        line = next((frame for frame in reversed(frames) if frame.filename == home), frames[-1])
+        where, kind = place(error, home=home), type(error).__name__
+        if fault := device_fault(error):
+            raise DeviceError(f"{entry} raised {kind}", where=where, hint=fault) from error
         raise DataError(
-            f"{entry} raised {type(error).__name__}: {error}", where=f"{line.filename}:{line.lineno}"
+            f"{entry} raised {kind}",
+            where=where,
+            hint="BATCHINFER_DEBUG=1 shows its text and the whole traceback, which may quote rows",
         ) from error
+
+
+def device_fault(error: BaseException) -> str | None:
+    """Return the way out where it is not the rows that an error is about, but the device or its memory."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if names & _NO_MEMORY or _CPU_ALLOCATOR in str(error):
+        return "try a smaller batching.size, or fewer compute.workers_per_device"
+    return "`batchinfer doctor` shows the devices" if names & _DEVICE else None
+
+
+def told(error: BaseException) -> str:
+    """Return an error's class and text."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def place(error: BaseException, *, home: str | None = None) -> str | None:
+    """Return file:line of the deepest frame in the user's own code, first of all in the file `home`.
+
+    Not that of the deepest frame of all: that one may be inside a library that the user's line called.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    in_home = [frame for frame in frames if frame.filename == home]
+    theirs = [frame for frame in frames if not frame.filename.startswith(_NOT_THEIRS)]
+    last = (in_home or theirs)[-1:]
+    return f"{last[0].filename}:{last[0].lineno}" if last else None

@@ -1,4 +1,4 @@
-"""Models that insist on a number of rows: batches are cut to it, and the last one is filled up."""
+"""Models that insist on a number of rows: batches are cut to it, and one with fewer is filled up."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ if TYPE_CHECKING:
     from batchinfer.data import Tensors
 
 
-def in_batches_of(size: int, tensors: Tensors, run: Callable[[Tensors], dict[str, Any]]) -> dict[str, Any]:
-    """Run exactly `size` rows at a time and return the results of all rows, and of no others.
+def in_batches_of(
+    size: int, tensors: Tensors, run: Callable[[Tensors], dict[str, Any]], *, least: int | None = None
+) -> dict[str, Any]:
+    """Run exactly `size` rows at a time (or from `least` to `size`), and return the results of all rows
+    and of no others.
 
-    What fills the last batch up is its last row, which cannot bring in a value that is not there.
+    What fills a batch up is its last row, which cannot bring in a value that is not there.
     """
     num_rows = len(next(iter(tensors.values())))
     pieces = []
     for start in range(0, num_rows, size):
-        given = {name: _filled(value[start : start + size], size) for name, value in tensors.items()}
         rows = min(size, num_rows - start)
+        wanted = size if least is None else max(rows, least)
+        given = {name: _filled(value[start : start + rows], wanted) for name, value in tensors.items()}
         pieces.append({name: value[:rows] for name, value in run(given).items()})
     return {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]}
 

@@ -13,7 +13,7 @@ from batchinfer.backends import hf_folder, hf_tasks
 from batchinfer.backends.hf_folder import EmbeddingRecipe, Task
 from batchinfer.backends.hf_generation import Generator
 from batchinfer.backends.torch_device import torch_device
-from batchinfer.backends.torch_values import run_error, to_host, to_tensor
+from batchinfer.backends.torch_values import putting_on, run_error, to_host, to_tensor
 from batchinfer.backends.unused_keys import not_for
 from batchinfer.config.sections import Count, ModelOptions
 from batchinfer.data import TensorSpec
@@ -191,7 +191,8 @@ class TransformersBackend:
                 "which would be random numbers",
                 hint="choose the task that the model was trained for: model.task",
             )
-        return model.eval().to(self._device)
+        with putting_on(self._device, str(folder)):
+            return model.eval().to(self._device)
 
     def _open_tokenizer(self) -> Any:
         folder = self._recipe.transformer

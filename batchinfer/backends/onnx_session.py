@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from batchinfer.backends.fixed_batch import in_batches_of
 from batchinfer.backends.onnx_binding import CudaBinding
-from batchinfer.backends.onnx_files import check_onnx_files
 from batchinfer.backends.onnx_providers import (
     CUDA_PROVIDERS,
     PROVIDERS,
@@ -24,7 +23,8 @@ from batchinfer.backends.torch_device import torch_device
 from batchinfer.backends.unused_keys import not_for
 from batchinfer.config.sections import ModelOptions
 from batchinfer.errors import BatchinferError, ContractError, DataError, DeviceError, JobFileError
-from batchinfer.options import field_validator
+from batchinfer.onnx_files import check_onnx_files
+from batchinfer.options import field_validator, neutral
 
 if TYPE_CHECKING:
     from batchinfer.data import Tensors, TensorSpec
@@ -44,7 +44,7 @@ class OnnxOptions(ModelOptions):
     backend: Literal["onnx"] = "onnx"
     """onnx"""
 
-    providers: tuple[str, ...] | None = None
+    providers: tuple[str, ...] | None = neutral(None)
     """cpu, cuda, tensorrt, or onnxruntime's full names, the preferred one first; each must load.
     By default cuda on a GPU and cpu elsewhere."""
 
@@ -179,11 +179,11 @@ class OnnxBackend:
         given = {spec.name: tensors[spec.name] for spec in self.inputs}
         if self._binding is not None:
             return self._binding.run(given)
-        host = {name: _host(value) for name, value in given.items()}
+        host = {spec.name: _host(given[spec.name], rank=len(spec.shape)) for spec in self.inputs}
         names = [spec.name for spec in self.outputs]
         results = self._session.run(names, host)
         return {
-            spec.name: pa.array(value.tolist(), pa.string()) if spec.dtype == "string" else value
+            spec.name: pa.array(value.reshape(-1).tolist(), pa.string()) if spec.dtype == "string" else value
             for spec, value in zip(self.outputs, results, strict=True)
         }
 
@@ -222,10 +222,11 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _host(value: Any) -> Any:
-    """Return an input as an ndarray: of a device's tensor a copy, of texts one of objects."""
+def _host(value: Any, *, rank: int) -> Any:
+    """Return an input as an ndarray: of a device's tensor a copy, of texts one of objects, one to a row."""
     if isinstance(value, (pa.Array, pa.ChunkedArray)):
         if value.null_count:
             raise DataError("a text for the model is null")
-        return value.to_numpy(zero_copy_only=False).astype(object)
+        texts = value.to_numpy(zero_copy_only=False).astype(object)
+        return texts.reshape(-1, *(1,) * (rank - 1))
     return value if isinstance(value, np.ndarray) else value.cpu().numpy()

@@ -59,8 +59,9 @@ def read_signature(session: Any, path: str) -> OnnxSignature:
     for spec in inputs:
         if not spec.shape:
             raise ContractError(
-                f"{path}: input {spec.name!r} is one number for the whole batch, not one for each row",
-                hint="export the model with that input as a constant",
+                f"{path}: input {spec.name!r} is one number for the whole batch, not one for each row, or "
+                "the file does not say how many axes it has",
+                hint="export the model with that input as a constant, or with its shape",
             )
     first = {node.shape[0] for node in session.get_inputs()}
     fixed = {size for size in first if isinstance(size, int)}

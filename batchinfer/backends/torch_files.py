@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from batchinfer.backends.entry_loading import create
 from batchinfer.errors import DataError, JobFileError
+from batchinfer.user_code import load_entry, setting_up
 
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl"}
 _MOST_NAMES = 5
@@ -81,7 +81,9 @@ def _script(path: str) -> Any:
 def _from_entry(entry: str, args: Mapping[str, Any], path: str | None, *, allow_unsafe: bool) -> Any:
     import torch
 
-    module = create(entry, args)
+    factory = load_entry(entry)
+    with setting_up(entry):
+        module = factory(**args)
     if not isinstance(module, torch.nn.Module):
         raise JobFileError(
             f"model.entry: {entry} gave {type(module).__name__}, which is no torch.nn.Module",
@@ -130,8 +132,11 @@ def _pickled_weights(path: str) -> Mapping[str, Any]:
 def _load_weights(module: Any, state: Mapping[str, Any], what: str) -> None:
     """Fill a module with exactly these weights. Raises JobFileError naming those that do not fit."""
     own = module.state_dict()
+    # Weights that are one in memory need not stand in the file under each of their names.
+    there = {_memory(own[name]) for name in own.keys() & state.keys()}
+    lacking = sorted(name for name in own.keys() - state.keys() if _memory(own[name]) not in there)
     problems = [
-        *_listed("the file lacks", sorted(own.keys() - state.keys())),
+        *_listed("the file lacks", lacking),
         *_listed("the model has no", sorted(state.keys() - own.keys())),
         *_listed(
             "of another shape are",
@@ -144,7 +149,15 @@ def _load_weights(module: Any, state: Mapping[str, Any], what: str) -> None:
     ]
     if problems:
         raise JobFileError(f"{what} do not fit: {'; '.join(problems)}")
-    module.load_state_dict(state, strict=True)
+    # Not strictly: that would ask for each name of tied weights.
+    module.load_state_dict(state, strict=False)
+
+
+def _memory(tensor: Any) -> tuple[Any, ...]:
+    """Return what two names of the same weights have in common; for what has no memory, what none has."""
+    if not tensor.numel():
+        return (id(tensor),)
+    return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
 
 
 def _listed(what: str, names: list[str]) -> list[str]:

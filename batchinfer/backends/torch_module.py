@@ -10,7 +10,7 @@ import numpy as np
 from batchinfer.backends import torch_files, torch_signature
 from batchinfer.backends.fixed_batch import in_batches_of
 from batchinfer.backends.torch_device import torch_device
-from batchinfer.backends.torch_values import named_values, run_error, to_host, to_tensor
+from batchinfer.backends.torch_values import named_values, putting_on, run_error, to_host, to_tensor
 from batchinfer.backends.type_text import SpecTexts, checked, checked_outputs, parse_specs
 from batchinfer.config.sections import ModelOptions
 from batchinfer.data import TensorSpec
@@ -76,8 +76,10 @@ class TorchBackend:
         self._module: Any = None
         self._device: Any = None
         self._half: Any = None
-        self._batch: int | None = None
-        self._num_positional = 0
+        self._most: int | None = None
+        self._least = 1
+        self._by_order = False
+        self._call: Any = None
         self.inputs: Sequence[TensorSpec] = ()
         self.outputs: Sequence[TensorSpec] = ()
 
@@ -97,22 +99,24 @@ class TorchBackend:
         else:
             module.eval()
             self._declare_inputs(module)
-            by_name = torch_signature.takes_names(module, [spec.name for spec in self.inputs])
-            self._num_positional = 0 if by_name else len(self.inputs)
-        if self._half is not None:
-            module.to(self._half)
-        module.to(self._device)
-        if options.channels_last:
-            module.to(memory_format=torch.channels_last)
+            names = [spec.name for spec in self.inputs]
+            self._by_order = not torch_signature.takes_names(module, names)
+        with putting_on(self._device, "the model"):
+            if self._half is not None:
+                module.to(self._half)
+            module.to(self._device)
+            if options.channels_last:
+                module.to(memory_format=torch.channels_last)
         self._module = torch.compile(module) if options.compile else module
         self._declare_outputs()
 
     def forward(self, tensors: Tensors) -> dict[str, Any]:
         """Run one batch; on CUDA it is only queued. Raises DataError or DeviceError."""
         try:
-            if self._batch is None:
+            if self._most is None and self._least == 1:
                 return self._run(tensors)
-            return in_batches_of(self._batch, tensors, self._run)
+            most = self._most or max(self._least, len(next(iter(tensors.values()))))
+            return in_batches_of(most, tensors, self._run, least=self._least)
         except BatchinferError:
             raise
         # A module may raise anything.
@@ -141,8 +145,9 @@ class TorchBackend:
 
             program = move_to_device_pass(program, str(self._device))
         found = torch_signature.exported_signature(program, path)
-        self.inputs, self.outputs, self._batch = found.inputs, found.outputs, found.batch
-        self._num_positional = found.num_positional
+        self.inputs, self.outputs = found.inputs, found.outputs
+        self._most, self._least = found.most, found.least
+        self._call = found.call
         return program.module()
 
     def _declare_inputs(self, module: Any) -> None:
@@ -178,7 +183,10 @@ class TorchBackend:
             for spec in self.inputs
         }
         try:
-            returned = self._returned(zeros)
+            with putting_on(self._device, "two rows of zeros"):
+                returned = self._returned(zeros)
+        except BatchinferError:
+            raise
         except Exception as error:
             raise ContractError(
                 f"what the model gives is not known: trying it with two rows of zeros failed: {error}",
@@ -197,7 +205,11 @@ class TorchBackend:
         import torch
 
         given = {spec.name: self._ready(spec.name, columns[spec.name]) for spec in self.inputs}
-        by_order = [given.pop(spec.name) for spec in self.inputs[: self._num_positional]]
+        by_order: Sequence[Any] = ()
+        if self._call is not None:
+            by_order, given = torch_signature.arguments(list(given.values()), self._call)
+        elif self._by_order:
+            by_order, given = list(given.values()), {}
         with torch.inference_mode():
             return self._module(*by_order, **given)
 

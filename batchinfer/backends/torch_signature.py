@@ -13,17 +13,19 @@ from batchinfer.data import TensorSpec
 from batchinfer.errors import ContractError
 
 PROBE_ROWS = 2
+_ANY_ROWS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class ExportedSignature:
-    """An exported program's inputs, of which the first `num_positional` are given without a name, and
-    outputs; `batch` is the number of rows it insists on, if it does."""
+    """An exported program's inputs and outputs. `call` says how inputs become its arguments (a pytree
+    spec), `most` and `least` how many rows a batch may have, None for any number."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    batch: int | None
-    num_positional: int
+    most: int | None
+    least: int
+    call: Any
 
 
 def exported_signature(program: Any, path: str) -> ExportedSignature:
@@ -31,7 +33,8 @@ def exported_signature(program: Any, path: str) -> ExportedSignature:
     nodes = {node.name: node for node in program.graph.nodes}
     names = list(program.graph_signature.user_inputs)
     values: list[Any] = [nodes[name].meta.get("val") if name in nodes else None for name in names]
-    if not names or any(not len(getattr(value, "shape", ())) for value in values):
+    plain = all(len(getattr(value, "shape", ())) for value in values)
+    if not names or not plain or program.call_spec.in_spec.num_leaves != len(names):
         raise ContractError(
             f"{path} takes something else than tensors with a batch axis: {', '.join(map(str, names))}",
             hint="export a module whose forward takes one tensor for each input",
@@ -41,9 +44,27 @@ def exported_signature(program: Any, path: str) -> ExportedSignature:
         raise ContractError(f"{path}: the inputs have batch axes of {sorted(first)} rows, which never agree")
     batch = next(iter(first), None)
     inputs = tuple(_spec(name, value) for name, value in zip(names, values, strict=True))
-    num_named = len(program.example_inputs[1])
     outputs = _exported_outputs(program, batch, path)
-    return ExportedSignature(inputs, outputs, batch, len(inputs) - num_named)
+    least, most = (batch, batch) if batch is not None else _bounds(program, values)
+    return ExportedSignature(inputs, outputs, most, least, program.call_spec.in_spec)
+
+
+def arguments(values: list[Any], call: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Return what an exported program is called with: by order, and by name."""
+    from torch.utils import _pytree as pytree
+
+    by_order, by_name = pytree.tree_unflatten(values, call)
+    return list(by_order), dict(by_name)
+
+
+def _bounds(program: Any, values: Sequence[Any]) -> tuple[int, int | None]:
+    """Return the least and the most rows that a program was exported for, the most None for any number."""
+    found = [program.range_constraints.get(value.shape[0].node.expr) for value in values]
+    ranges = [bounds for bounds in found if bounds is not None]
+    most = [int(bounds.upper) for bounds in ranges if bounds.upper.is_Integer]
+    # torch writes 2 where it means any number, and takes one row as well.
+    least = max((int(bounds.lower) for bounds in ranges if int(bounds.lower) > _ANY_ROWS), default=1)
+    return least, min(most, default=None)
 
 
 def _exported_outputs(program: Any, batch: int | None, path: str) -> tuple[TensorSpec, ...]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from batchinfer.errors import BatchinferError, DataError, DeviceError
+from batchinfer.user_code import device_fault, place, told
 
 
 def to_tensor(name: str, value: Any, device: Any) -> Any:
@@ -53,17 +57,30 @@ def named_values(returned: Any) -> dict[str, Any]:
 
 def run_error(error: Exception, tensors: Mapping[str, Any]) -> BatchinferError:
     """Return what a failed batch means: a DeviceError, or a DataError with the batch's shapes."""
-    import torch
-
     shapes = ", ".join(
         f"{name} {list(getattr(value, 'shape', (len(value),)))}" for name, value in tensors.items()
     )
+    if hint := device_fault(error):
+        return DeviceError(f"the device failed on a batch of {shapes}: {_reason(error)}", hint=hint)
+    return DataError(f"the model refused a batch of {shapes}: {_reason(error)}", where=place(error))
+
+
+@contextmanager
+def putting_on(device: Any, what: str) -> Iterator[None]:
+    """Turn a device that gives out while a model is put on it into a DeviceError."""
+    try:
+        yield
+    except Exception as error:
+        if hint := device_fault(error):
+            raise DeviceError(f"{what} cannot be put on {device}: {told(error)}", hint=hint) from error
+        raise
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's class, and its first line where torch itself wrote it: any other may quote rows."""
+    import torch
+
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    torchs_own = last and last[0].filename.startswith(str(Path(torch.__file__).parent))
     first = (str(error).strip().splitlines() or [""])[0]
-    if isinstance(error, torch.OutOfMemoryError):
-        return DeviceError(
-            f"the device has too little memory for a batch of {shapes}: {first}",
-            hint="try a smaller batching.size",
-        )
-    if isinstance(error, torch.AcceleratorError):
-        return DeviceError(f"the device failed on a batch of {shapes}: {first}")
-    return DataError(f"the model refused a batch of {shapes}: {type(error).__name__}: {first}")
+    return f"{type(error).__name__}: {first}" if torchs_own and first else type(error).__name__

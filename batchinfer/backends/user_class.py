@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from batchinfer.backends.entry_loading import create, users_code
 from batchinfer.backends.type_text import Signature, parse_outputs, parse_specs
 from batchinfer.backends.unused_keys import not_for
 from batchinfer.config.sections import ModelOptions
 from batchinfer.errors import ContractError, DataError, JobFileError
 from batchinfer.options import Field, field_validator
+from batchinfer.user_code import call, load_entry, setting_up
 
 if TYPE_CHECKING:
     from batchinfer.data import Tensors, TensorSpec
@@ -54,28 +54,29 @@ class PythonBackend:
         self.outputs: Sequence[TensorSpec] = ()
 
     def load(self, device: str, *, threads: int) -> None:
-        """Create the object and let it load. Raises JobFileError, ContractError or DataError."""
+        """Create the object and let it load. Raises JobFileError, ContractError or DeviceError."""
         del threads
         entry = self._options.entry
         if entry is None:
             raise JobFileError("model.entry is required: module:Class")
         path = {} if self._options.path is None else {"path": self._options.path}
-        self._object = create(entry, {**self._options.args, **path})
+        factory = load_entry(entry)
+        with setting_up(entry):
+            self._object = factory(**self._options.args, **path)
         if not callable(self._object):
             kind = type(self._object).__name__
             raise JobFileError(f"model.entry: {entry} gave {kind}, which has no __call__")
         if hasattr(self._object, "load"):
-            with users_code(f"{entry}: load"):
+            with setting_up(f"{entry}: load"):
                 self._object.load(device)
         # After load: a class may know only then what it takes.
         self.inputs = self._declared("inputs")
         self.outputs = self._declared("outputs")
 
     def forward(self, tensors: Tensors) -> dict[str, Any]:
-        """Run one batch. Raises DataError with the class, message, file and line of what went wrong."""
+        """Run one batch. Raises DataError with the class, file and line of what went wrong."""
         entry = self._options.entry
-        with users_code(str(entry)):
-            results = self._object(dict(tensors))
+        results = call(str(entry), self._object, dict(tensors))
         if not isinstance(results, Mapping):
             raise DataError(f"{entry} must return a dict of columns, but returned {type(results).__name__}")
         missing = [spec.name for spec in self.outputs if spec.name not in results]
@@ -88,7 +89,7 @@ class PythonBackend:
         """Let the object close."""
         closing, self._object = self._object, None
         if hasattr(closing, "close"):
-            with users_code(f"{self._options.entry}: close"):
+            with setting_up(f"{self._options.entry}: close"):
                 closing.close()
 
     def _declared(self, which: str) -> tuple[TensorSpec, ...]:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from batchinfer.cli.arguments import AsJson, Output, output_of
+from batchinfer.redact import visible
 
 NAME = "gc"
 _SHOWN = 20
@@ -30,7 +31,7 @@ def command(
         typer.echo(json.dumps(asdict(findings), indent=2))
     else:
         for item in findings.garbage[:_SHOWN]:
-            typer.echo(f"  {item.uri}   {item.why}")
+            typer.echo(f"  {visible(item.uri)}   {item.why}")
         if len(findings.garbage) > _SHOWN:
             typer.echo(f"  and {len(findings.garbage) - _SHOWN:,} more")
         for line in findings.spared:

@@ -60,15 +60,19 @@ def _show(rows: pa.Table) -> None:
     """Print one block per row: wide tables do not fit a terminal, and vectors never do."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from batchinfer.redact import visible
 
     console = Console(file=sys.stdout)
     failed = rows["_error"].is_valid().to_pylist() if "_error" in rows.column_names else [False] * len(rows)
     shown = [name for name in rows.column_names if name != "_error" or any(failed)]
     table = Table(show_lines=False)
+    # As text: what rows hold may look like markup, or like commands for a terminal.
     for name in shown:
-        table.add_column(name, overflow="fold")
+        table.add_column(Text(visible(name)), overflow="fold")
     for row in rows.select(shown).to_pylist():
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_row(*(Text(visible(_cell(value), lines=True)) for value in row.values()))
     console.print(table)
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import typer
 
 from batchinfer.cli.arguments import AsJson, Output, output_of
+from batchinfer.redact import visible
 
 NAME = "status"
 
@@ -28,7 +29,7 @@ def command(output: Output, *, as_json: AsJson = False) -> None:
     typer.echo(f"  rows     {status.rows_done:,} of {status.rows_total:,} planned")
     typer.echo(f"  output   {status.output} ({status.num_bytes:,} bytes)")
     for process in status.processes if status.state != "complete" else ():
-        typer.echo(f"  at work  {process.owner} (last sign {process.silent_s:.0f} s ago)")
+        typer.echo(f"  at work  {visible(process.owner)} (last sign {process.silent_s:.0f} s ago)")
     if status.suspects:
         shown = ", ".join(str(unit) for unit in status.suspects[:10])
         typer.echo(f"  suspect  units {shown}: a process died while it had them")

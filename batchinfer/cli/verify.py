@@ -8,6 +8,7 @@ import typer
 
 from batchinfer.cli.arguments import Output, output_of
 from batchinfer.errors import DataError
+from batchinfer.redact import visible
 
 NAME = "verify"
 _SHOWN = 20
@@ -29,7 +30,7 @@ def command(
     root, options = output_of(output)
     verdict = verify_output(root, options, level="deep" if deep else "footer" if footer else "quick")
     if verdict.problems:
-        shown = "\n".join(f"  {problem}" for problem in verdict.problems[:_SHOWN])
+        shown = "\n".join(f"  {visible(problem)}" for problem in verdict.problems[:_SHOWN])
         more = f"\n  and {len(verdict.problems) - _SHOWN} more" if len(verdict.problems) > _SHOWN else ""
         raise DataError(
             f"the output is not what its manifest says:\n{shown}{more}",

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote, urlsplit
 
-from batchinfer.redact import holds_secret
+from batchinfer.redact import holds_secret, remember
 
 _SECRET_KEY = re.compile(
     r"(?i)secret|password|passwd|token|credential|authorization|connection_string|sas_|_key$"
 )
 _NOT_SECRET = frozenset({"anon", "cloud", "google_default", "browser", "cache"})
+
+_PLACES = frozenset(
+    {
+        *("endpoint", "endpoint_url", "base_url", "url", "proxy_url"),
+        *("region", "region_name", "account_name", "project", "instance"),
+    }
+)
+"""Keys beside the secrets that are none: without them, nobody could tell which server did not answer."""
 
 
 def secret_problem(key: str | int, text: str) -> str | None:
@@ -25,6 +34,20 @@ def secret_problem(key: str | int, text: str) -> str | None:
 
 def _is_file(key: str) -> bool:
     return key.endswith(("_path", "_file", "_type"))
+
+
+def keep_secret(key: str | int, value: str) -> None:
+    """Have a value from the environment hidden from messages; of a URL, its password."""
+    if "://" not in value:
+        if str(key) not in _PLACES:
+            remember(value)
+        return
+    try:
+        password = urlsplit(value).password or ""
+    except ValueError:
+        password = value
+    remember(password)
+    remember(unquote(password))
 
 
 def path_problem(text: str) -> str | None:

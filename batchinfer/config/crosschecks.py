@@ -1,14 +1,17 @@
-"""What no section can see alone: an output inside its own input, a column named twice."""
+"""What no section can see alone: an output inside its own input, a column named twice, a password in the
+open."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from batchinfer.config.problems import KeyPath, Problems, listed, quoted
-from batchinfer.config.sections import InputOptions, OutputOptions
+from batchinfer.config.sections import InputOptions, ObserveOptions, OutputOptions
 from batchinfer.data import Entry
 from batchinfer.storage.globs import select, split_glob
 
@@ -22,6 +25,28 @@ def check_together(sections: Mapping[str, Any], problems: Problems) -> None:
             problems.add(("output", "path"), "is a file; an output is a folder")
         if isinstance(source, InputOptions):
             _check_paths(source, output, problems)
+    if isinstance(sections["observe"], ObserveOptions):
+        _check_pushgateway(sections["observe"], problems)
+
+
+def _check_pushgateway(observe: ObserveOptions, problems: Problems) -> None:
+    """Refuse to send a password that anybody on the way could read."""
+    if observe.pushgateway is None:
+        return
+    try:
+        url = urlsplit(observe.pushgateway.url)
+    except ValueError:
+        return  # whoever pushes will refuse it
+    if url.scheme == "http" and "@" in url.netloc and not _is_this_machine(url.hostname or ""):
+        message = "would send its password over http, where it can be read on the way; use https://"
+        problems.add(("observe", "pushgateway", "url"), message)
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _check_columns(output: OutputOptions, problems: Problems) -> None:
@@ -37,6 +62,10 @@ def _check_columns(output: OutputOptions, problems: Problems) -> None:
             parse_type(text)
         except ValueError as error:
             problems.add(path, str(error))
+    for index, name in enumerate(output.partition_by):
+        if name.startswith(("_", ".")):
+            message = f"{quoted(name)} would make folders that every reader skips; rename the column"
+            problems.add(("output", "partition_by", index), message)
     written = {*output.meta, "_error"} & set(output.carry)
     if written:
         message = f"{listed(map(quoted, sorted(written)), 'and')} would be written twice"

@@ -79,10 +79,10 @@ def _has_submodule(spec: ModuleSpec, parts: list[str]) -> bool:
 
 
 def entry_problem(entry: str, root: str) -> str | None:
-    """Say why `module:name` cannot be used, or None. What has another shape is not judged here."""
+    """Say why `module:name` cannot be used, or None."""
     shape = _SHAPE.fullmatch(entry)
     if shape is None:
-        return None
+        return f"must look like `module:name`, got {quoted(entry)}"
     module, name = shape.groups()
     try:
         place = find_module(module, root)

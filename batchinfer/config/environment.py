@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from batchinfer.config.credentials import path_problem, secret_problem
+from batchinfer.config.credentials import keep_secret, path_problem, secret_problem
 from batchinfer.config.entries import entry_problem
 from batchinfer.config.fields import allows_env, is_job_path, is_marked, leaves
 from batchinfer.config.problems import KeyPath, Problems
@@ -47,10 +47,19 @@ class Environment:
         # Judged before its variables are in, so that a message can quote what stands in the file.
         if is_marked(field, Secret):
             self._record(at, secret_problem(at[-1], text))
-        if is_marked(field, Code):
+        if is_marked(field, Code) and "${env:" not in text:
             self._record(at, entry_problem(text, root))
         allowed = allows_env(field)
-        ready = substitute_env(text, lambda name: self._variable(name, at, allowed=allowed))
+        used: list[str] = []
+
+        def put(name: str) -> str:
+            used.append(self._variable(name, at, allowed=allowed))
+            return used[-1]
+
+        ready = substitute_env(text, put)
+        if used and is_marked(field, Secret):
+            for value in (*used, ready):
+                keep_secret(at[-1], value)
         if is_job_path(field):
             self._record(at, path_problem(ready))
         return ready

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from batchinfer.config.entries import find_module
@@ -73,7 +74,8 @@ def _options(options: Options, path: KeyPath, job: Job) -> dict[str, Any]:
         if not affects_output(field):
             continue
         if value is not None and is_marked(field, Content):
-            result[name] = _each(value, _content)
+            is_onnx = at == ("model", "path") and job.model.backend == "onnx"
+            result[name] = _each(value, _onnx if is_onnx else _content)
         elif value is not None and is_marked(field, Code):
             result[name] = _each(value, lambda entry: _code(entry, job.root))
         elif value is not None and is_job_path(field):
@@ -104,13 +106,18 @@ def _each(value: Any, change: Any) -> Any:
 
 
 def _content(path: Any) -> Any:
-    """Return a model's content in place of its path."""
+    """Return the content of a file or folder in place of its path."""
     if not isinstance(path, str):
         return path
-    found = {"sha256": content_sha256(path)}
-    for file in external_files(path):
-        found[file.name] = content_sha256(str(file))
-    return found
+    return _onnx(path) if path.endswith(".onnx") else {"sha256": content_sha256(path)}
+
+
+def _onnx(path: str) -> dict[str, str]:
+    """Return the content of an ONNX model and of the files that its weights lie in, by their names below
+    the model's folder."""
+    folder = Path(path).resolve().parent
+    files = {file.relative_to(folder).as_posix(): str(file) for file in external_files(path)}
+    return {"sha256": content_sha256(path)} | {name: content_sha256(file) for name, file in files.items()}
 
 
 def _code(entry: Any, root: str) -> Any:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
-import re
 from pathlib import Path
 
 from batchinfer.errors import AccessError, ContractError, DataError
+from batchinfer.onnx_files import weights_files
 
 _CHUNK_BYTES = 1024 * 1024
 _cache: dict[tuple[str, int, int, int], str] = {}
-# protobuf's StringStringEntryProto{key: "location", value: NAME}, as TensorProto.external_data has it
-_LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])", re.DOTALL)
 
 
 def content_sha256(path: str) -> str:
@@ -67,16 +64,17 @@ def visible_files(folder: Path) -> list[Path]:
 def external_files(model: str) -> list[Path]:
     """Return the files beside an ONNX model that its tensors name as the place of their weights.
 
-    Names that lead out of the model's folder are left to the backend, which refuses them.
+    Names that lead out of the model's folder, and files that are no whole model, are left to the
+    backend, which refuses them.
     """
-    path = Path(model)
-    if path.suffix != ".onnx" or not path.is_file() or not path.stat().st_size:
+    path = Path(model).resolve()
+    try:
+        names = weights_files(path)
+    except (OSError, ValueError):
         return []
-    names: set[str] = set()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for found in _LOCATION.finditer(data):
-            value = data[found.end() : found.end() + found.group(1)[0]]
-            names.add(value.decode(errors="replace"))
-    # The regular expression may hit tensor bytes by chance: only names that exist beside the model count.
     inside = (name for name in names if "\0" not in name and ".." not in Path(name).parts)
-    return sorted(file for file in (path.parent / name for name in inside) if file.is_file())
+    return sorted(
+        file
+        for file in (path.parent / name for name in inside if not Path(name).is_absolute())
+        if file.is_file()
+    )

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchinfer.crash import crash_point
 from batchinfer.data import PartFile, Receipt, RowError, Unit
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _MAX_SAMPLES = 10
+_LONGEST_NAME = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,9 @@ class UnitWriter:
         """Publish the unit. Raises UnavailableError when the store stays unclear about it, DataError
         where a part that was declared deterministic is there with other bytes."""
         rows = pa.concat_tables(self._tables)
-        published = [self._publish(folder, table) for folder, table in self._by_folder(rows)]
+        # Every folder must have its name before anything is published.
+        pieces = list(self._by_folder(rows))
+        published = [self._publish(folder, table) for folder, table in pieces]
         parts = tuple(part for part, _ in published)
         outcomes = {outcome for _, outcome in published}
         if self._layout.records:
@@ -196,12 +199,15 @@ class UnitWriter:
             # Constant in the shard, also where the unit has no row to read the value from.
             yield _folder({key: self._unit.shard.partition[key] for key in keys}), rest
             return
-        for values in rows.select(list(keys)).group_by(list(keys)).aggregate([]).to_pylist():
-            mask = pa.scalar(True)
-            for key, value in values.items():
-                same = pc.is_null(rows[key]) if value is None else pc.equal(rows[key], value)
-                mask = pc.and_(mask, pc.fill_null(same, False))
-            yield _folder(values), rest.filter(mask)
+        # By codes, not by comparing values: a NaN equals nothing, and its rows would get lost.
+        codes = np.zeros(rows.num_rows, dtype=np.int64)
+        for key in keys:
+            encoded = rows[key].combine_chunks().dictionary_encode(null_encoding="encode")
+            codes = codes * max(len(encoded.dictionary), 1) + encoded.indices.to_numpy(zero_copy_only=False)
+        for code in np.unique(codes):
+            mask = codes == code
+            first = int(mask.argmax())
+            yield _folder({key: rows[key][first].as_py() for key in keys}), rest.filter(pa.array(mask))
 
 
 def describe_part(store: Store, layout: OutputLayout, name: str, sink: Sink) -> PartFile:
@@ -220,7 +226,13 @@ def _folder(values: Mapping[str, Any]) -> str:
     parts = []
     for key, value in values.items():
         text = NULL_PARTITION if value is None else str(value)
-        if text in {"", ".", ".."}:
+        folder = f"{quote(key, safe='')}={quote(text, safe=' ')}"
+        if text in {"", ".", ".."} or (value is not None and text == NULL_PARTITION):
             raise DataError(f"partition column {key!r} has the value {text!r}, which names no folder")
-        parts.append(f"{quote(key, safe='')}={quote(text, safe=' ')}")
+        if len(folder) > _LONGEST_NAME:
+            raise DataError(
+                f"partition column {key!r} has a value of {len(text)} letters, too long for a folder's name",
+                hint="partition by a shorter column, such as a hash or a prefix of it",
+            )
+        parts.append(folder)
     return "/".join(parts)

@@ -245,7 +245,29 @@ def _output_schema(job: Job, source: pa.Schema, results: pa.Schema | None) -> pa
             "the output, as a carried column and as a result",
             hint="rename the result: postprocess: - rename: {from: …, to: …}",
         )
-    return pa.schema(fields)
+    schema = pa.schema(fields)
+    for name in job.output.partition_by:
+        _check_folder_column(job, schema.field(name))
+    return schema
+
+
+def _check_folder_column(job: Job, field: pa.Field) -> None:
+    """Refuse a partition column whose folders nobody would find. Raises ContractError."""
+    place = job.place(("output", "partition_by"))
+    if field.name.startswith(("_", ".")):
+        raise ContractError(
+            f"{place}  output.partition_by: {field.name!r} would make folders that every reader skips",
+            hint="call the column otherwise in the input, or partition by another one",
+        )
+    if (
+        pa.types.is_nested(field.type)
+        or pa.types.is_binary(field.type)
+        or pa.types.is_large_binary(field.type)
+    ):
+        raise ContractError(
+            f"{place}  output.partition_by: a value of {field.name!r} ({field.type}) names no folder",
+            hint="partition by a column of texts, whole numbers or dates",
+        )
 
 
 def _guess(name: str, names: Sequence[str]) -> str:

@@ -102,7 +102,13 @@ def _typed_column(results: Mapping[str, Column], field: pa.Field, *, num_rows: i
         raise DataError(f"{wanted}, but the model gave no {field.name!r}")
     try:
         array = tensors.to_arrow(results[field.name], field.type)
-    except (ValueError, pa.ArrowException) as error:
+    except pa.ArrowException as error:
+        # Arrow quotes the value that it stumbles over, and a row's content is nobody else's business.
+        raise DataError(
+            f"{wanted}, but the model's result does not convert to it",
+            hint="BATCHINFER_DEBUG=1 shows the whole traceback, which may quote rows",
+        ) from error
+    except ValueError as error:
         raise DataError(f"{wanted}, but the model's result {error}") from error
     if len(array) != num_rows:
         raise DataError(f"{wanted} for {num_rows} rows, but the model gave {len(array)}")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from batchinfer.protocols import Sink
     from batchinfer.runner.plan import Plan
     from batchinfer.storage import Store
+MANIFEST_KEYS = ("parts", "plans", "rows", "rows_error", "rows_planned")
 
 
 def manifest_name(plan8: str) -> str:
@@ -69,7 +70,7 @@ def _manifest(store: Store, layout: OutputLayout, plan: Plan, parts: list[PartFi
     described = [asdict(part) for part in parts]
     plans, rows_planned = [plan.plan8], plan.num_rows
     if plan.parent is not None:
-        before = read_control(store, layout.uri(manifest_name(plan.parent)), "manifest")
+        before = read_control(store, layout.uri(manifest_name(plan.parent)), "manifest", *MANIFEST_KEYS)
         described = sorted([*before["parts"], *described], key=lambda part: str(part["name"]))
         plans = [*before["plans"], *plans]
         rows_planned += before["rows_planned"]
@@ -99,7 +100,7 @@ def _store_manifest(
     uri = layout.uri(manifest_name(layout.plan8))
     while not create_once(store, uri, data):
         version = next((entry.version for entry in store.glob(uri) if entry.uri == uri), "")
-        there = {part["name"]: part for part in read_control(store, uri, "manifest")["parts"]}
+        there = {part["name"]: part for part in read_control(store, uri, "manifest", *MANIFEST_KEYS)["parts"]}
         here = {part["name"]: part for part in manifest["parts"]}
         differing = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
         stranger = next((name for name in differing if name not in mine), None)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from batchinfer import registry
 from batchinfer.engine.publish import sha256
 from batchinfer.errors import DataError, NoInputError
+from batchinfer.runner.finish import MANIFEST_KEYS
 from batchinfer.runner.ledger import ledger_of, plan_of
 from batchinfer.runner.output import Seal, below, generations, read_control, read_plan, read_seal
 from batchinfer.runner.presence import beats
@@ -128,7 +129,7 @@ def read_manifest(store: Store, root: str, seal: Seal) -> dict[str, Any]:
     uri = f"{root.rstrip('/')}/{seal.manifest}"
     if sha256(store.read(uri)) != seal.manifest_sha256:
         raise DataError("the manifest was changed after the run", where=uri)
-    return read_control(store, uri, "manifest")
+    return read_control(store, uri, "manifest", *MANIFEST_KEYS)
 
 
 class _Check:

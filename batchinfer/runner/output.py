@@ -59,7 +59,7 @@ def latest_generation(store: Store, root: str) -> int:
 def plan_name(store: Store, root: str, generation: int) -> str:
     """Read which plan a generation follows. Raises DataError where the register is damaged."""
     uri = f"{root.rstrip('/')}/_batchinfer/GEN/{generation:04d}.json"
-    return str(read_control(store, uri, "register of plans")["plan"])
+    return str(read_control(store, uri, "register of plans", "plan")["plan"])
 
 
 def read_plan(store: Store, root: str, generation: int) -> Plan:
@@ -77,18 +77,21 @@ def read_plan(store: Store, root: str, generation: int) -> Plan:
     return plan
 
 
-def read_control(store: Store, uri: str, what: str) -> dict[str, Any]:
-    """Read one of the small JSON files beside the parts.
+def read_control(store: Store, uri: str, what: str, *keys: str) -> dict[str, Any]:
+    """Read one of the small JSON files beside the parts; it must have these keys.
 
     Raises DataError where it is damaged, FingerprintError where a newer release wrote it.
     """
     try:
         found = json.loads(store.read(uri))
         version = found["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"the {what} is damaged: {error}", where=uri) from error
     if version != FORMAT_VERSION:
         raise unreadable_format(what, version, uri)
+    missing = [key for key in keys if key not in found]
+    if missing:
+        raise DataError(f"the {what} is damaged: it has no {missing[0]!r}", where=uri)
     return dict(found)
 
 

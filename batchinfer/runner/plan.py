@@ -95,7 +95,7 @@ class Plan:
         try:
             plain = json.loads(data)
             found = plain["format"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"the stored plan is damaged: {error}", where=where) from error
         if found != FORMAT_VERSION:
             raise unreadable_format("plan", found, where)

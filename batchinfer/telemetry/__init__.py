@@ -16,13 +16,19 @@ __all__ = ["make_observers"]
 
 
 def make_observers(
-    observe: ObserveOptions, *, job: str, interactive: bool, log_format: str, stream: TextIO | None
+    observe: ObserveOptions,
+    *,
+    job: str,
+    interactive: bool,
+    log_format: str,
+    stream: TextIO | None,
+    index: int | None = None,
 ) -> list[Observer]:
     """Return the observers of a run, in the order in which they must hear its events and be closed.
 
     `interactive` says that `stream` is a terminal that can be drawn over; `log_format` is "text" or
     "json", and JSON is written to a terminal too. A stream of None (standard error was closed) takes
-    everything and shows nothing.
+    everything and shows nothing. `index` is this process's, where several share the job.
     """
     tally, devices = Tally(), Devices()
     display: Observer
@@ -52,6 +58,6 @@ def make_observers(
             observer.on_event(Warned(code="pushgateway", message=message))
 
     registry = run_registry(tally, devices)
-    push = Pushgateway(observe.pushgateway, job=job, registry=registry, warn=warn)
+    push = Pushgateway(observe.pushgateway, job=job, registry=registry, warn=warn, index=index)
     # The last push may have something to say, and the display has the last word.
     return [tally, push, display]

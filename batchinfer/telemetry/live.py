@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from batchinfer.events import Event, RunStarted, Warned, WorkerSaid
+from batchinfer.redact import redact
 from batchinfer.telemetry import figures
 from batchinfer.telemetry.screen import frame
 from batchinfer.telemetry.stream import SafeStream
@@ -50,9 +51,9 @@ class LiveProgress:
             case RunStarted():
                 self._ticker.start()
             case WorkerSaid(worker=worker, line=line):
-                self._say(Text.assemble((f"worker {worker} | ", "dim"), figures.plain(line)))
+                self._say(Text.assemble((f"worker {worker} | ", "dim"), figures.plain(redact(line))))
             case Warned(code=code, message=message):
-                first, *more = message.splitlines() or [""]
+                first, *more = redact(message).splitlines() or [""]
                 self._say(Text.assemble((f"warning[{code}]: ", "yellow"), figures.plain(first)))
                 for line in more:
                     self._say(Text(figures.plain(line)))

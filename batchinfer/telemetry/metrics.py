@@ -66,7 +66,7 @@ class RunMetrics:
     def _success(self, snapshot: Snapshot) -> Iterator[Metric]:
         finished = snapshot.finished
         if finished is None or not finished.complete or finished.exit_code:
-            return  # what an earlier run pushed stays
+            return  # what an earlier run left stays
         if self._succeeded_at is None:
             self._succeeded_at = self._wall_clock()
         yield GaugeMetricFamily(

@@ -11,10 +11,10 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 
-from prometheus_client import pushadd_to_gateway
+from prometheus_client import delete_from_gateway, push_to_gateway, pushadd_to_gateway
 
 from batchinfer.errors import JobFileError
-from batchinfer.events import Event, RunStarted
+from batchinfer.events import Event, RunFinished, RunStarted
 from batchinfer.telemetry import figures
 from batchinfer.telemetry.ticker import Ticker
 
@@ -32,10 +32,13 @@ class _StayHere(urllib.request.HTTPRedirectHandler):
 
 
 class Pushgateway:
-    """Pushes at an interval and once at the end, under the grouping key of job and instance.
+    """Pushes at an interval under the grouping key of job and instance, and deletes that group once
+    the run has succeeded: nobody else would, and it would be there for ever.
 
-    Each push adds to its group instead of replacing it, so that the time of the last success
-    survives a run that fails. A gateway that is gone, slow or wrong costs one call of `warn`.
+    What a complete run came to stays in the group of the job alone, so that the time of the last
+    success survives a run that fails, whose own group stays as it was. A gateway that is gone, slow
+    or wrong costs one call of `warn`. `index` is this process's among those of the job, if it has
+    one: without an `instance`, it is what names the group, which the next run takes over.
     Raises JobFileError for a URL that names no host.
     """
 
@@ -46,6 +49,7 @@ class Pushgateway:
         job: str,
         registry: CollectorRegistry,
         warn: Callable[[str], None],
+        index: int | None = None,
     ) -> None:
         url = _parsed(options.url)
         user, password = (urllib.parse.unquote(part or "") for part in (url.username, url.password))
@@ -55,16 +59,21 @@ class Pushgateway:
         self._every_s = options.every
         self._timeout_s = options.timeout
         self._job = job
-        self._key = {"instance": options.instance or socket.gethostname()}
+        name = socket.gethostname() if index is None else f"index-{index}"
+        self._key = {"instance": options.instance or name}
         self._registry = registry
         self._warn = warn
         self._warned = False
+        self._finished: RunFinished | None = None
         self._ticker = Ticker(self._push, every_s=options.every, name="pushgateway")
 
     def on_event(self, event: Event) -> None:
-        """Begin to push when the run begins."""
+        """Begin to push when the run begins; note how it ends."""
         if isinstance(event, RunStarted):
+            self._finished = None
             self._ticker.start()
+        elif isinstance(event, RunFinished):
+            self._finished = event
 
     def close(self) -> None:
         """Push for the last time; wait for it no longer than the timeout."""
@@ -73,17 +82,34 @@ class Pushgateway:
 
     def _push(self, last: bool) -> None:  # noqa: FBT001 - the ticker calls it so
         try:
-            pushadd_to_gateway(
-                self._url,
-                job=self._job,
-                registry=self._registry,
-                grouping_key=self._key,
-                timeout=self._timeout_s,
-                handler=self._send,
-            )
+            if last and self._finished is not None and self._finished.exit_code == 0:
+                self._settle(complete=self._finished.complete)
+            else:
+                pushadd_to_gateway(
+                    self._url,
+                    job=self._job,
+                    registry=self._registry,
+                    grouping_key=self._key,
+                    timeout=self._timeout_s,
+                    handler=self._send,
+                )
         except Exception as error:  # noqa: BLE001 - whatever a gateway does, the run goes on
             again = "" if last else f"; tried again every {self._every_s:g} s"
             self._complain(f"{_why(error)}{again}")
+
+    def _settle(self, *, complete: bool) -> None:
+        """Leave the figures of a complete run under the job's name, then delete the group of this one."""
+        if complete:
+            push_to_gateway(
+                self._url,
+                job=self._job,
+                registry=self._registry,
+                timeout=self._timeout_s,
+                handler=self._send,
+            )
+        delete_from_gateway(
+            self._url, job=self._job, grouping_key=self._key, timeout=self._timeout_s, handler=self._send
+        )
 
     def _send(
         self, url: str, method: str, timeout: float | None, headers: list[tuple[str, str]], data: bytes

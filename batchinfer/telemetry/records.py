@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from batchinfer.events import Event, RunFinished, RunStarted, Warned, WorkerExited, WorkerReady, WorkerSaid
+from batchinfer.redact import redact
 from batchinfer.telemetry import figures
 
 if TYPE_CHECKING:
@@ -37,7 +38,16 @@ def as_json(record: Record, *, job: str, run: str, wall_time: float) -> str:
         "job": job,
         "run": run,
     }
-    return json.dumps({**head, **record.fields}, ensure_ascii=True, allow_nan=False)
+    return json.dumps(_redacted({**head, **record.fields}), ensure_ascii=True, allow_nan=False)
+
+
+def _redacted(value: Any) -> Any:
+    """Take the secrets out of every text in a value."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {key: _redacted(item) for key, item in value.items()}
+    return [_redacted(item) for item in value] if isinstance(value, list) else value
 
 
 def as_text(record: Record, *, elapsed_s: float) -> str:
@@ -50,7 +60,7 @@ def as_text(record: Record, *, elapsed_s: float) -> str:
 def _word(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    text = figures.plain(f"{value:.4g}" if isinstance(value, float) else str(value))
+    text = figures.plain(f"{value:.4g}" if isinstance(value, float) else redact(str(value)))
     return json.dumps(text, ensure_ascii=False) if not text or any(char in text for char in ' "=\\') else text
 
 
@@ -67,7 +77,9 @@ def of_event(event: Event, snapshot: Snapshot | None = None) -> Record:
             fields = {"worker": event.worker, "code": event.code, "restarts": event.restarts}
             return Record("worker_exited", fields, level)
         case WorkerSaid():
-            return Record("worker_said", {"worker": event.worker, "line": figures.plain(event.line)})
+            # Before it is cut: half of a URL cannot be taken apart.
+            line = figures.plain(redact(event.line))
+            return Record("worker_said", {"worker": event.worker, "line": line})
         case Warned():
             fields = {"code": event.code, "message": event.message}
             return Record(

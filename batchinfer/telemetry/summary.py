@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from rich.text import Text
 
+from batchinfer.redact import redact
 from batchinfer.telemetry import figures
 from batchinfer.telemetry.screen import by_code
 from batchinfer.telemetry.snapshot import Snapshot
@@ -117,7 +118,7 @@ def _errors(snapshot: Snapshot) -> Iterator[Text]:
     yield Text.assemble(("errors".ljust(LABEL), "dim"), (total, "red"), f"   {by_code(snapshot)}")
     for error in snapshot.error_samples:
         place = f"{figures.plain(error.source)} row {figures.count(error.row)}"
-        why = figures.plain(error.message, longest=_MESSAGE)
+        why = figures.plain(redact(error.message), longest=_MESSAGE)
         yield _line("", f"{place}   {error.code} in {figures.plain(error.stage)}: {why}")
 
 

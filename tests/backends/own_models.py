@@ -43,8 +43,22 @@ class Plain:
         """Return x, or something else, or fail."""
         if self.kind == "fail":
             raise ValueError("cannot do that")
+        if self.kind == "memory":
+            raise MemoryError
+        if self.kind == "torch":
+            import torch
+
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return {"fine": {"y": batch["x"]}, "list": [1], "other": {"z": batch["x"]}}[self.kind]
 
 
 class Nothing:
     """Cannot be called."""
+
+
+class Broken(Plain):
+    """Cannot load."""
+
+    def load(self, device: str) -> None:
+        """Fail."""
+        raise OSError("no weights")

@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from batchinfer.backends.onnx_files import check_onnx_files
 from batchinfer.errors import DataError, JobFileError
+from batchinfer.onnx_files import check_onnx_files
 
 
 def external(name: str, location: str) -> onnx.TensorProto:

@@ -74,15 +74,16 @@ def test_results_outlive_the_next_batch(make_onnx: Any) -> None:
     np.testing.assert_array_equal(first, before)
 
 
-def test_text_goes_in_and_out(tmp_path: Path) -> None:
-    """A model over strings takes an Arrow column and gives one."""
-    x = helper.make_tensor_value_info("x", TensorProto.STRING, ["n"])
-    y = helper.make_tensor_value_info("y", TensorProto.STRING, ["n"])
+@pytest.mark.parametrize(("sizes", "shown"), [(["n"], "?"), (["n", 1], "?, 1")])
+def test_text_goes_in_and_out(tmp_path: Path, sizes: list[Any], shown: str) -> None:
+    """A model over strings takes an Arrow column and gives one, also as a vector of one per row."""
+    x = helper.make_tensor_value_info("x", TensorProto.STRING, sizes)
+    y = helper.make_tensor_value_info("y", TensorProto.STRING, sizes)
     path = save(
         tmp_path / "m.onnx", helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [x], [y])
     )
     backend = loaded(path)
-    assert [str(spec) for spec in backend.inputs] == ["x: string[?]"]
+    assert [str(spec) for spec in backend.inputs] == [f"x: string[{shown}]"]
     assert backend.forward({"x": pa.array(["é", ""])})["y"].to_pylist() == ["é", ""]
 
 

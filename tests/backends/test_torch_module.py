@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 
 from batchinfer.backends.torch_module import TorchBackend, TorchOptions, TorchSignature
 from batchinfer.errors import ContractError, DataError, DeviceError, JobFileError
@@ -107,6 +107,40 @@ def test_weights_must_fit_exactly(tmp_path: Path, state: dict[str, torch.Tensor]
     assert "linear.bias [7] for [3]" in caught.value.message
 
 
+def test_an_exported_program_that_takes_a_dict(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    """What the program's call was made of is put together again, also without its example inputs."""
+    module = importlib.import_module("torch_models").Nested()
+    module.load_state_dict(state)
+    rows = torch.export.Dim.DYNAMIC
+    program = torch.export.export(
+        module.eval(),
+        ({"x": torch.ones(2, 4)},),
+        {"scale": torch.ones(2)},
+        dynamic_shapes={"given": {"x": {0: rows}}, "scale": {0: rows}},
+    )
+    program._example_inputs = None
+    torch.export.save(program, tmp_path / "m.pt2")
+    backend = loaded(path=str(tmp_path / "m.pt2"), allow_unsafe_model=True)
+    first, second = (spec.name for spec in backend.inputs)
+    scale = np.arange(10, dtype=np.float32)
+    result = backend.forward({first: ROWS, second: scale})["output"]
+    expected = linear(state)(torch.from_numpy(ROWS)).detach().numpy() * scale[:, None]
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 10])
+def test_an_exported_program_with_bounds(
+    tmp_path: Path, state: dict[str, torch.Tensor], expected: Any, num_rows: int
+) -> None:
+    """A .pt2 that was made for 2 to 3 rows gets batches of that many, whatever comes."""
+    rows = torch.export.Dim("rows", min=2, max=3)
+    program = torch.export.export(linear(state), (torch.ones(2, 4),), dynamic_shapes={"x": {0: rows}})
+    torch.export.save(program, tmp_path / "m.pt2")
+    backend = loaded(path=str(tmp_path / "m.pt2"), allow_unsafe_model=True)
+    result = backend.forward({"x": ROWS[:num_rows]})["output"]
+    np.testing.assert_allclose(result, expected[:num_rows], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("num_rows", [1, 4, 5, 10])
 @pytest.mark.parametrize("fixed", [False, True])
 def test_an_exported_program(
@@ -195,8 +229,8 @@ def test_what_is_missing_is_named(tmp_path: Path, state: dict[str, torch.Tensor]
     [
         ("torch_models:fail", "torch_models:fail failed: KeyError: 'config'"),
         ("torch_models:no_module", "gave dict, which is no torch.nn.Module"),
-        ("torch_models:nowhere", "torch_models has no 'nowhere'"),
-        ("no_such_module:f", "needs a module 'no_such_module'"),
+        ("torch_models:nowhere", "cannot import torch_models:nowhere: AttributeError"),
+        ("no_such_module:f", "cannot import no_such_module:f: .*No module named 'no_such_module'"),
     ],
 )
 def test_factories_that_fail_are_told(entry: str, reason: str) -> None:
@@ -312,6 +346,43 @@ def test_a_batch_that_does_not_fit_says_its_shape() -> None:
     """The model's refusal comes with the shapes of the batch."""
     with pytest.raises(DataError, match=r"refused a batch of x \[10, 3\]"):
         loaded(entry="torch_models:Linear", signature=X).forward({"x": ROWS[:, :3]})
+
+
+Y = TorchSignature(inputs={"x": "float32[?, 4]"}, outputs={"y": "float32[?, 3]"})
+
+
+@pytest.mark.parametrize("kind", ["gpu", "cpu"])
+def test_a_device_without_memory_is_no_fault_of_the_rows(kind: str) -> None:
+    """Where memory runs out, on a GPU or on the CPU, the error is the device's, with the way out."""
+    backend = loaded(entry="torch_models:Failing", args={"kind": kind}, signature=Y)
+    with pytest.raises(DeviceError, match=r"failed on a batch of x \[10, 4\]") as caught:
+        backend.forward({"x": ROWS})
+    assert "batching.size" in str(caught.value)
+
+
+def test_what_a_module_says_of_its_rows_is_not_told() -> None:
+    """Of an exception that the job's own module raises, class and line are told; torch's are told whole."""
+    backend = loaded(entry="torch_models:Failing", args={"kind": "value"}, signature=Y)
+    with pytest.raises(DataError, match=r"refused a batch of x \[10, 4\]: ValueError\n") as caught:
+        backend.forward({"x": ROWS})
+    assert "cannot take" not in str(caught.value)
+    assert "torch_models.py:" in str(caught.value.where)
+    with pytest.raises(DataError, match="RuntimeError: mat1 and mat2 shapes cannot be multiplied"):
+        loaded(entry="torch_models:Linear", signature=X).forward({"x": ROWS[:, :3]})
+
+
+def test_weights_that_are_one_may_stand_once(tmp_path: Path) -> None:
+    """A file in which tied weights stand under one of their names fills both; an unknown name is refused."""
+    signature = TorchSignature(inputs={"x": "int64[?]"}, outputs={"y": "float32[?, 4]"})
+    whole = importlib.import_module("torch_models").Tied()
+    save_model(whole, str(tmp_path / "tied.safetensors"))
+    backend = loaded(entry="torch_models:Tied", path=str(tmp_path / "tied.safetensors"), signature=signature)
+    rows = np.array([0, 3, 2])
+    expected = whole(torch.from_numpy(rows)).detach().numpy()
+    np.testing.assert_allclose(backend.forward({"x": rows})["y"], expected, rtol=1e-6)
+    save_file({"other": torch.ones(4, 3)}, tmp_path / "tied.safetensors")
+    with pytest.raises(JobFileError, match=r"the file lacks scores\.weight, words\.weight; .* no other"):
+        loaded(entry="torch_models:Tied", path=str(tmp_path / "tied.safetensors"), signature=signature)
 
 
 def test_channels_last_changes_no_result() -> None:

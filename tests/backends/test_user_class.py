@@ -9,7 +9,7 @@ import pytest
 
 from batchinfer.backends.type_text import Signature
 from batchinfer.backends.user_class import PythonBackend, PythonOptions
-from batchinfer.errors import ContractError, DataError, JobFileError
+from batchinfer.errors import ContractError, DataError, DeviceError, JobFileError
 
 BATCH = {"x": np.arange(3, dtype=np.float32), "name": pa.array(["a", "b", "é"])}
 XY = Signature(inputs={"x": "float32[?]"}, outputs={"y": "float32[?]"})
@@ -65,13 +65,23 @@ def test_the_job_may_say_what_a_class_takes() -> None:
 
 
 def test_an_error_in_the_class_is_its_own() -> None:
-    """Class, message, file and line of the user's error come through."""
+    """Class, file and line of the user's error come through; its text, which may quote rows, does not."""
     backend = loaded("own_models:Plain", args={"kind": "fail"}, signature=XY)
-    with pytest.raises(DataError, match="own_models:Plain failed: ValueError: cannot do that") as caught:
+    with pytest.raises(DataError, match="own_models:Plain raised ValueError\n") as caught:
         backend.forward(BATCH)
+    assert "cannot do that" not in str(caught.value)
     file, _, line = str(caught.value.where).rpartition(":")
     assert Path(file).name == "own_models.py"
     assert "cannot do that" in Path(file).read_text().splitlines()[int(line) - 1]
+
+
+@pytest.mark.parametrize("kind", ["memory", "torch"])
+def test_a_device_without_memory_is_no_fault_of_the_rows(kind: str) -> None:
+    """Where memory runs out, in NumPy or in torch, the error is the device's, with the way out."""
+    backend = loaded("own_models:Plain", args={"kind": kind}, signature=XY)
+    with pytest.raises(DeviceError, match="own_models:Plain raised") as caught:
+        backend.forward(BATCH)
+    assert "batching.size" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +100,8 @@ def test_results_of_another_shape_are_told(kind: str, reason: str) -> None:
         (None, {}, r"model\.entry is required"),
         ("own_models:Nothing", {}, "gave Nothing, which has no __call__"),
         ("own_models:Plain", {"size": 1}, "TypeError.*size"),
-        ("own_models:np", {}, "is no class or function, but module"),
+        ("own_models:np", {}, "own_models:np failed: TypeError: 'module' object is not callable"),
+        ("own_models:Broken", {}, "own_models:Broken: load failed: OSError: no weights"),
     ],
 )
 def test_what_is_no_model_is_told(entry: str | None, args: dict[str, Any], reason: str) -> None:

@@ -37,6 +37,48 @@ class Several(Linear):
         return y.sum()
 
 
+class Nested(Linear):
+    """Takes a dict, and a number by name."""
+
+    def forward(  # type: ignore[override]
+        self, given: dict[str, torch.Tensor], *, scale: torch.Tensor
+    ) -> torch.Tensor:
+        """Return shape (rows, 3)."""
+        result: torch.Tensor = self.linear(given["x"]) * scale[:, None]
+        return result
+
+
+class Failing(nn.Module):  # type: ignore[misc]
+    """Raises what `kind` says, with what it got in the text."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Fail."""
+        if self.kind == "gpu":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if self.kind == "cpu":
+            return torch.empty(2**62, dtype=torch.uint8)
+        raise ValueError(f"cannot take {x.tolist()}")
+
+
+class Tied(nn.Module):  # type: ignore[misc]
+    """Scores words with the very vectors that stand for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(4, 3)
+        self.scores = nn.Linear(3, 4, bias=False)
+        self.scores.weight = self.words.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return shape (rows, 4)."""
+        result: torch.Tensor = self.scores(self.words(x))
+        return result
+
+
 class Positional(nn.Module):  # type: ignore[misc]
     """Takes its tensors by position only."""
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchinfer.config.credentials import holds_secret, path_problem, redact, secret_problem
+from batchinfer.config.credentials import path_problem, secret_problem
+from batchinfer.redact import holds_secret, redact
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     [
         *("steps:encode", "steps:np", "steps:sqrt", "steps:A", "steps:C", "steps:tried", "steps:caught"),
         *("steps:Chosen", "steps:other", "steps:later", "package.sub.mod:f", "open:anything"),
-        *("yaml:safe_load", "yaml.loader:SafeLoader", "not an entry"),
+        *("yaml:safe_load", "yaml.loader:SafeLoader"),
     ],
 )
 def test_what_is_found(root: str, entry: str) -> None:
@@ -48,6 +48,9 @@ def test_what_is_found(root: str, entry: str) -> None:
 @pytest.mark.parametrize(
     ("entry", "problem"),
     [
+        ("not an entry", "must look like `module:name`, got 'not an entry'"),
+        ("steps..x:f", "must look like `module:name`, got 'steps..x:f'"),
+        ("steps:encode\n", "must look like `module:name`, got 'steps:encode\\n'"),
         ("steps:encod", "steps.py defines no 'encod'; did you mean 'encode'?"),
         ("step:encode", "there is no module 'step' in the job's folder or installed; did you mean 'steps'?"),
         ("package.sub.none:f", "there is no module 'package.sub.none' in the job's folder or installed"),

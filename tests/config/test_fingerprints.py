@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-import re
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from onnx import helper
 
 from batchinfer.config import Fingerprint, content_sha256, diff, fingerprint, load_job
 from batchinfer.config.fields import nested_options
@@ -250,23 +252,42 @@ def test_model_files_count() -> None:
     assert diff(one.parts, two.parts) == ["model_files.weights aaaa… -> bbbb…"]
 
 
-def test_external_weights_count(tmp_path: Path) -> None:
-    """The file that an ONNX model keeps its weights in belongs to its content."""
-    entry = b"\x0a\x08location\x12\x0bweights.bin"
-    (tmp_path / "model.onnx").write_bytes(b"..." + entry + b"...")
-    (tmp_path / "weights.bin").write_bytes(b"1")
-    assert external_files(str(tmp_path / "model.onnx")) == [tmp_path / "weights.bin"]
-    before = of(BASE)
-    (tmp_path / "weights.bin").write_bytes(b"12")
-    (line,) = diff(before.parts, of(BASE).parts)
-    assert line.startswith("model.path.weights.bin ")
+def onnx_with_weights(path: str, *locations: str) -> None:
+    """Write an ONNX model with a tensor in each of these files, the value before the key where it can."""
+    tensors = []
+    for at, location in enumerate(locations):
+        tensor = onnx.TensorProto(name=f"w{at}", data_type=1, dims=[1], data_location=1)
+        entry = tensor.external_data.add()
+        entry.key, entry.value = "location", location
+        tensors.append(tensor)
+    data = helper.make_model(helper.make_graph([], "g", [], [], tensors)).SerializeToString()
+    for location in locations:
+        key, value = b"\x0a\x08location", b"\x12" + bytes([len(location)]) + location.encode()
+        data = data.replace(key + value, value + key)
+    Path(path).write_bytes(data)
+
+
+@pytest.mark.parametrize("model", ["model.onnx", "model.bin"])
+@pytest.mark.parametrize("location", ["weights.bin", "a/weights.bin", "w" * 200])
+def test_external_weights_count(tmp_path: Path, model: str, location: str) -> None:
+    """The files that an ONNX model keeps its weights in belong to its content, whatever they are called."""
+    (tmp_path / "a").mkdir()
+    onnx_with_weights(model, "other/weights.bin", location)
+    weights = tmp_path / location
+    weights.write_text("1")
+    document = changed("model.path", model)
+    assert external_files(model) == [weights]
+    before = of(document)
+    weights.write_text("12")
+    (line,) = diff(before.parts, of(document).parts)
+    assert line.startswith(f"model.path.{location} ")
 
 
 def test_weights_outside_the_folder_are_not_read(tmp_path: Path) -> None:
     """A location that leads out of the model's folder is left to the backend, which refuses it."""
     (tmp_path / "secret").write_text("x")
     (tmp_path / "inner").mkdir()
-    (tmp_path / "inner/model.onnx").write_bytes(b"\x0a\x08location\x12\x09../secret")
+    onnx_with_weights("inner/model.onnx", "../secret", str(tmp_path / "secret"))
     assert external_files(str(tmp_path / "inner/model.onnx")) == []
 
 

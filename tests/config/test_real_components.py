@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from batchinfer import registry
-from batchinfer.config import Job, json_schema, load_job
+from batchinfer.config import Job, fingerprint, json_schema, load_job
 from batchinfer.config.fields import fields_by_key, is_marked, literals
 from batchinfer.errors import JobFileError
 from batchinfer.options import Options, Secret
@@ -48,6 +49,15 @@ def test_no_secret_is_printed() -> None:
     for kind, name, component in components():
         for key, field in fields_by_key(component.Options).items():
             assert not is_marked(field, Secret) or not field.repr, f"{kind} {name}: {key}"
+
+
+def test_providers_are_as_neutral_as_devices(tmp_path: Path) -> None:
+    """Where an ONNX model is computed stays out of the fingerprint, by whichever key it is chosen."""
+    (tmp_path / "m.onnx").write_bytes(b"")
+    model = {"path": str(tmp_path / "m.onnx"), "backend": "onnx"}
+    plain = fingerprint(load_job({**LEAST, "model": model}))
+    assert fingerprint(load_job({**LEAST, "model": {**model, "providers": ["cpu"]}})) == plain
+    assert fingerprint(load_job({**LEAST, "model": {**model, "tf32": True}})) != plain
 
 
 def test_a_shorthand_is_a_key() -> None:

@@ -146,7 +146,7 @@ input:
   storage_options: {secret_access_key: "${env:SECRET}", nested: {token: "${env:SECRET}"}}
 model: {backend: endpoint, api_key: "${env:SECRET}"}
 output: {path: out, storage_options: {password: "${env:SECRET}"}}
-observe: {pushgateway: {url: "http://me:${env:SECRET}@host:9091", instance: "${env:SECRET}"}}
+observe: {pushgateway: {url: "https://me:${env:SECRET}@host:9091", instance: "${env:SECRET}"}}
 """
 
 
@@ -163,7 +163,7 @@ def test_secrets_arrive_and_never_leave(job_file: Write) -> None:
     assert job.input.storage_options == {"secret_access_key": SECRET, "nested": {"token": SECRET}}
     assert job.input.path == "s3://lake/x"
     assert job.observe.pushgateway is not None
-    assert job.observe.pushgateway.url == f"http://me:{SECRET}@host:9091"
+    assert job.observe.pushgateway.url == f"https://me:{SECRET}@host:9091"
     sections = [job.input, job.model, job.output, job.observe]
     texts = [repr(job), str(job), json.dumps(job.document), json.dumps(job.to_message())]
     texts += [repr(section) for section in sections] + [str(section) for section in sections]
@@ -188,7 +188,7 @@ def test_secrets_arrive_and_never_leave(job_file: Write) -> None:
             ),
         ),
         (
-            ('url: "http://me:${env:SECRET}@host:9091"', 'url: "${env:SECRET}"'),
+            ('url: "https://me:${env:SECRET}@host:9091"', 'url: "${env:SECRET}"'),
             "job.yaml:7:25  observe.pushgateway.url: must be an http:// or https:// URL",
         ),
     ],

@@ -13,7 +13,9 @@ LATER = {41, 43, *range(45, 53)}
 
 def table() -> dict[int, list[tuple[str, str]]]:
     """Return the tests of every row, as (file, name)."""
-    rows = re.findall(r"^\| (\d+) \|.*\| ([^|]*) \|$", (ROOT / "docs" / "failures.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| (\d+) \|.*\| ([^|]*) \|$", (ROOT / "docs" / "failures.md").read_text(), re.MULTILINE
+    )
     return {int(number): re.findall(r"`([\w/.]+\.py)::(\w+)`", tests) for number, tests in rows}
 
 

@@ -23,7 +23,14 @@ def test_every_stage_on_the_map_exists() -> None:
     ]
     rooms = [
         importlib.import_module(f"batchinfer.{name}")
-        for name in ("engine.unit", "engine.device", "engine.gather", "engine.spill", "engine.commit", "loader.windows")
+        for name in (
+            "engine.unit",
+            "engine.device",
+            "engine.gather",
+            "engine.spill",
+            "engine.commit",
+            "loader.windows",
+        )
     ]
     for stage in stages:
         head, *rest = stage.split(".")

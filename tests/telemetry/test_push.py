@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from batchinfer.config.sections import ObserveOptions, PushgatewayOptions
 from batchinfer.errors import JobFileError
+from batchinfer.events import RunFinished
 from batchinfer.telemetry import make_observers
 from batchinfer.telemetry.devices import Devices
 from batchinfer.telemetry.metrics import run_registry
@@ -103,15 +104,17 @@ class Pushed:
 
     def __init__(self, run: Any, url: str, *, job: str = "embed", **more: Any) -> None:
         self.warnings: list[str] = []
+        index = more.pop("index", None)
         settings = {"instance": "pod-0", "every": 600.0, "timeout": 0.5, **more}
         registry = run_registry(run.tally, Devices(gpus=tuple), wall_clock=lambda: 1.79e9)
         options = PushgatewayOptions(url=url, **settings)
-        self.observer = Pushgateway(options, job=job, registry=registry, warn=self.warnings.append)
+        warn = self.warnings.append
+        self.observer = Pushgateway(options, job=job, registry=registry, warn=warn, index=index)
         run.hear.append(self.observer.on_event)
 
 
 def test_a_run_is_in_the_gateway(real: str, run: Any) -> None:
-    """After the end, the group of job and instance holds the final figures."""
+    """After the end, the job's own group holds the final figures, and that of the run is gone."""
     pushed = Pushed(run, real, timeout=5.0)
     run.start(rows=100, units=1)
     run.ready()
@@ -119,7 +122,8 @@ def test_a_run_is_in_the_gateway(real: str, run: Any) -> None:
     run.commit(98, filtered=2)
     run.finish()
     pushed.observer.close()
-    held = series(real, "embed", "pod-0")
+    held = series(real, "embed", "")
+    assert series(real, "embed", "pod-0") == {}
     assert held["batchinfer_rows_total{outcome=ok}"] == 98
     assert held["batchinfer_rows_total{outcome=filtered}"] == 2
     assert held["batchinfer_samples_per_second"] == pytest.approx(49)
@@ -144,7 +148,7 @@ def test_figures_are_pushed_while_it_runs(real: str, run: Any) -> None:
 
 
 def test_the_time_of_the_last_success_outlives_a_failure(real: str, new_run: Callable[[], Any]) -> None:
-    """A run that fails replaces the figures of the one before, and leaves its time of success."""
+    """A run that fails leaves its figures for whoever looks into it, beside those of the last success."""
     for exit_code in (0, 3):
         run = new_run()
         pushed = Pushed(run, real, job="twice", timeout=5.0)
@@ -153,9 +157,23 @@ def test_the_time_of_the_last_success_outlives_a_failure(real: str, new_run: Cal
         run.commit(100 if exit_code == 0 else 40)
         run.finish(exit_code=exit_code)
         pushed.observer.close()
-    held = series(real, "twice", "pod-0")
-    assert held["batchinfer_rows_total{outcome=ok}"] == 40
-    assert held["batchinfer_last_success_timestamp_seconds"] == 1.79e9
+    failed, succeeded = series(real, "twice", "pod-0"), series(real, "twice", "")
+    assert failed["batchinfer_rows_total{outcome=ok}"] == 40
+    assert "batchinfer_last_success_timestamp_seconds" not in failed
+    assert succeeded["batchinfer_rows_total{outcome=ok}"] == 100
+    assert succeeded["batchinfer_last_success_timestamp_seconds"] == 1.79e9
+
+
+def test_a_share_that_is_done_leaves_nothing(real: str, run: Any) -> None:
+    """Of a process whose share is done, while others work on, no group stays, and it is no success yet."""
+    pushed = Pushed(run, real, job="shared", timeout=5.0)
+    run.start(rows=100, units=2)
+    run.ready()
+    run.commit(50)
+    run.say(RunFinished(exit_code=0, seconds=1.0, complete=False))
+    pushed.observer.close()
+    assert pushed.warnings == []
+    assert series(real, "shared", "pod-0") == series(real, "shared", "") == {}
 
 
 def test_instances_do_not_disturb_each_other(real: str, new_run: Callable[[], Any]) -> None:
@@ -166,7 +184,7 @@ def test_instances_do_not_disturb_each_other(real: str, new_run: Callable[[], An
         run.start(rows=100, units=1)
         run.ready()
         run.commit(len(instance) + instance.count("/"))
-        run.finish()
+        run.finish(exit_code=3)
         pushed.observer.close()
         assert pushed.warnings == []
     assert series(real, "indexed", "pod/0")["batchinfer_rows_total{outcome=ok}"] == 6
@@ -179,6 +197,14 @@ def test_the_instance_is_the_host_by_default(real: str, run: Any) -> None:
     run.start()
     pushed.observer.close()
     assert series(real, "hosted", socket.gethostname())
+
+
+def test_the_instance_is_the_index_where_there_is_one(real: str, run: Any) -> None:
+    """Processes that share a job have a group each, the same one in every run, wherever they run."""
+    pushed = Pushed(run, real, job="sharing", instance=None, index=3)
+    run.start()
+    pushed.observer.close()
+    assert series(real, "sharing", "index-3")
 
 
 @contextmanager
@@ -327,7 +353,7 @@ def test_a_gateway_that_comes_back_gets_the_figures(
         run.commit(100)
         run.finish()
         pushed.observer.close()
-        assert series(url, "embed", "pod-0")["batchinfer_rows_total{outcome=ok}"] == 100
+        assert series(url, "embed", "")["batchinfer_rows_total{outcome=ok}"] == 100
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(10)

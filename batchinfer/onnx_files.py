@@ -40,10 +40,10 @@ def check_onnx_files(path: str) -> str:
     if not model.is_file():
         raise JobFileError(f"model.path: there is no file {path}")
     try:
-        names = sorted(set(_locations(model)))
+        names = weights_files(model)
     except PermissionError:
         raise AccessError(f"{path} cannot be read: permission denied") from None
-    except (ValueError, IndexError) as error:
+    except ValueError as error:
         raise DataError(
             f"{path} is not a whole ONNX model: {error}", hint="copy or export the model again"
         ) from error
@@ -54,6 +54,14 @@ def check_onnx_files(path: str) -> str:
                 hint="put the model and its weights as plain files (no links) into one folder of their own",
             )
     return str(model)
+
+
+def weights_files(model: Path) -> list[str]:
+    """Return the names of the files that a model's tensors lie in, sorted, as the model spells them.
+
+    Raises ValueError for what is no whole ONNX model, or OSError.
+    """
+    return sorted(set(_locations(model)))
 
 
 def _locations(model: Path) -> Iterator[str]:
@@ -91,6 +99,8 @@ def _fields(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int, 
     while at < stop:
         tag, at = _varint(data, at, stop)
         number, kind = tag >> 3, tag & 7
+        if not number:
+            raise ValueError(f"byte {at} is no part of one")
         if kind == _VARINT:
             _, at = _varint(data, at, stop)
         elif kind in {_FIXED32, _FIXED64}:
