@@ -15,7 +15,7 @@ from batchinfer.errors import NoInputError
 from batchinfer.runner.inspection import read_manifest
 from batchinfer.runner.ledger import ledger_of, plan_of
 from batchinfer.runner.output import below, generations, plan_name, read_plan, read_seal
-from batchinfer.runner.presence import beats
+from batchinfer.runner.presence import Beat, beats, died_here
 from batchinfer.storage import open_store
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def find_garbage(root: str, options: Mapping[str, Any]) -> tuple[Store, Findings
         for number, plan8 in names.items():
             if plan8 in kept:
                 garbage += _advisory(root, entries, plan8, f"generation {number} is complete")
-            elif any(now - beat.modified < _QUIET_S for beat in beats(entries, root, plan8)):
+            elif any(_may_live(beat, now) for beat in beats(entries, root, plan8)):
                 spared.append(f"generation {number} is superseded, but a process of it was just alive")
             else:
                 garbage += _superseded(root, entries, plan8, f"generation {number} is superseded")
@@ -89,6 +89,11 @@ def sweep(store: Store, garbage: Sequence[Garbage]) -> None:
         store.delete(item.uri)
         if index == 0:
             crash_point("gc.after_first_delete")
+
+
+def _may_live(beat: Beat, now: float) -> bool:
+    """Tell whether the process of a heartbeat may still be at work."""
+    return now - beat.modified < _QUIET_S and not died_here(beat.owner)
 
 
 def _of_live_plan(store: Store, root: str, entries: Sequence[Entry], number: int) -> Iterator[Garbage]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from batchinfer.runner.plan import Plan
 
 _STORE_AWAY_S = 1.0
-_LEAVE_S = 2.0
+_LEAVE_S = 5.0
 
 
 class Keeper:
