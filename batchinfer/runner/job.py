@@ -103,6 +103,15 @@ def run(
             observer.close()
 
 
+_PROMISES = {
+    "deterministic": "output.commit: deterministic: parts may be written twice; this job promises that the "
+    "same unit always gives the same bytes, and ends with an error where it does not",
+    "single-writer": "output.commit: single-writer: nothing keeps two runs apart; this job promises that "
+    "there is only this one",
+}
+"""What a job takes upon itself where the store cannot commit safely."""
+
+
 class _OtherPlanError(Exception):
     """Another process stored another plan of the same job."""
 
@@ -157,6 +166,8 @@ class _Session:
         self._announce(prepared, pending, num_workers=len(devices) if pending else 0)
         if pending:
             probe(prepared.store, root, commit=self._job.output.commit)
+            if self._job.output.commit in _PROMISES:
+                self._warn("commit", _PROMISES[self._job.output.commit])
             self._run_units(prepared, pending, devices, interrupts)
         layout = plan.layout(root)
         if len(pending) < len(prepared.pending):
@@ -165,6 +176,14 @@ class _Session:
             if left:
                 return self._partial_report(prepared, pending, left)
         manifest = finish(prepared.store, layout, plan, prepared.sink, self._receipts)
+        kept = {part["name"] for part in manifest["parts"]}
+        superseded = [name for name in prepared.ledger.others if name not in kept]
+        if superseded:
+            self._warn(
+                "superseded",
+                f"{len(superseded)} parts of earlier generations are still beside the new ones, and readers "
+                f"that do not ask the manifest see both: `batchinfer gc {root} --delete` removes them",
+            )
         self._budget.judge(rows=manifest["rows"], failed=manifest["rows_error"])
         return self._report(prepared, pending, manifest)
 

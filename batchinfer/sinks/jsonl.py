@@ -43,6 +43,7 @@ class JsonlSink:
 
     def count(self, data: bytes) -> tuple[int, int]:
         """Count lines, and those with an `_error`."""
+        data = bytes(data)  # copies nothing where they are bytes already
         if data and not data.endswith(b"\n"):
             raise DataError("not a complete JSON Lines file: the last line does not end")
         lines = data.splitlines()

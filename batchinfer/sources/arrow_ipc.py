@@ -63,7 +63,7 @@ class ArrowSource:
         if not self.selection.may_match(unit.shard, schema):
             return
         wanted = self.selection.file_columns(columns, unit.shard)
-        with _named(unit.shard.uri):
+        with self._inputs.unchanged(unit.shard.uri, unit.shard.version), _named(unit.shard.uri):
             pieces = self._pieces(unit, wanted, batch_rows)
             yield from self.selection.chunks(unit, pieces, schema=schema, columns=columns)
 

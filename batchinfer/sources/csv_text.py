@@ -86,7 +86,7 @@ class CsvSource:
         if not self.selection.may_match(unit.shard, schema):
             return
         uri = unit.shard.uri
-        with named(uri, "CSV"):
+        with self._inputs.unchanged(uri, unit.shard.version), named(uri, "CSV"):
             names = self._names(uri, unit.shard.version)
             wanted = self.selection.file_columns(columns, unit.shard)
             missing = [name for name in wanted if name not in names]

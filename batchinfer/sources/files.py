@@ -131,7 +131,11 @@ class FilesSource:
                 where=file.uri,
                 hint="leave it out: input.where: size < 500000000",
             )
-        with closing(self._inputs.store(file.uri).open(file.uri, version=file.version)) as stream:
+        store = self._inputs.store(file.uri)
+        with (
+            self._inputs.unchanged(file.uri, file.version),
+            closing(store.open(file.uri, version=file.version)) as stream,
+        ):
             data: bytes = stream.read()
         if len(data) != file.size_bytes:
             raise changed(file.uri)

@@ -71,7 +71,8 @@ class JsonlSource:
         names = self.selection.file_columns(columns, unit.shard)
         wanted = pa.schema([schema.field(name) for name in names])
         store = self._inputs.store(unit.shard.uri)
-        with named(unit.shard.uri, "JSON Lines"):
+        unchanged = self._inputs.unchanged(unit.shard.uri, unit.shard.version)
+        with unchanged, named(unit.shard.uri, "JSON Lines"):
             parse = functools.partial(_parse, schema=wanted)
             pieces = self._streams.read_blocks(store, unit, parse, batch_rows=batch_rows)
             yield from self.selection.chunks(unit, pieces, schema=schema, columns=columns)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,25 @@ class Inputs:
             if bucket not in self._stores:
                 self._stores[bucket] = open_store(uri, self._options.storage_options)
             return self._stores[bucket]
+
+    @contextlib.contextmanager
+    def unchanged(self, uri: str, version: str) -> Iterator[None]:
+        """Make sure that a file is the planned one still when its reading ends, well or not.
+
+        A bucket is asked for the planned version with every request. A local file can be written
+        anew under an open handle, and what is read then is a mix of both. Raises DataError.
+        """
+        try:
+            yield
+        except Exception:
+            # Nonsense out of a file that has changed is not worth telling.
+            self._check(uri, version)
+            raise
+        self._check(uri, version)
+
+    def _check(self, uri: str, version: str) -> None:
+        if "://" not in uri:
+            self.store(uri).open(uri, version=version).close()
 
     def entries(self) -> list[Entry]:
         """Return the input's files in order, each once. A folder gives only files of known suffixes.

@@ -67,9 +67,11 @@ class ParquetSource:
         if not self.selection.may_match(unit.shard, schema):
             return
         wanted = self.selection.file_columns(columns, unit.shard)
-        with _named(unit.shard.uri):
+        with self._inputs.unchanged(unit.shard.uri, unit.shard.version), _named(unit.shard.uri):
             pieces = self._pieces(unit, schema, wanted, batch_rows)
-            yield from self.selection.chunks(unit, pieces, schema=schema, columns=columns)
+            for chunk in self.selection.chunks(unit, pieces, schema=schema, columns=columns):
+                _check_text(chunk)
+                yield chunk
 
     def _open(self, uri: str, version: str) -> OpenParquet:
         raw = self._inputs.store(uri).open(uri, version=version)
@@ -138,6 +140,35 @@ class ParquetSource:
                 self._kept[key] = cursor
                 while len(self._kept) > _KEPT_CURSORS:
                     self._kept.popitem(last=False)
+
+
+def _check_text(chunk: Chunk) -> None:
+    """Raise DataError for a text that is not UTF-8. Nobody checked it when the file was written, and a
+    part that holds it could not be read by others."""
+    for name, column in zip(chunk.rows.schema.names, chunk.rows.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            row = int(chunk.numbers[_first_bad(column)])
+            raise DataError(
+                f"column {name!r} holds a text that is not UTF-8",
+                where=f"{chunk.unit.shard.uri} row {row}",
+                hint="write the column anew, as UTF-8 or as binary; or leave the row out by input.where",
+            ) from error
+
+
+def _first_bad(column: pa.Array) -> int:
+    """Return the position of the first value that is not valid."""
+    low, high = 0, len(column)
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            column.slice(low, middle - low).validate(full=True)
+        except pa.ArrowInvalid:
+            high = middle
+        else:
+            low = middle
+    return low
 
 
 @contextlib.contextmanager

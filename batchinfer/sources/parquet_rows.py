@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,8 @@ from batchinfer.errors import DataError
 _PIECE_BYTES = 32 * 1024 * 1024
 _MAX_BYTES = 512 * 1024 * 1024
 _MOST_INFLATED = 100
+_CHAINED = "DELTA_BYTE_ARRAY"
+_CHAINED_BYTES = 256 * 1024 * 1024
 _PROBE_BYTES = 2 * 1024 * 1024
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 8}
 _INDEX_BYTES = 4
@@ -35,10 +39,12 @@ class Cursor:
     def __init__(
         self, opened: OpenParquet, group: int, columns: Sequence[str], *, first: int, batch_rows: int
     ) -> None:
+        _check_chunks(opened, group, columns)
         rows = _rows_at_once(opened, group, columns, batch_rows)
         self.at = first
         self._where = opened.uri
-        self._batches = opened.file.iter_batches(batch_size=rows, row_groups=[group], columns=list(columns))
+        decoded = opened.file.iter_batches(batch_size=rows, row_groups=[group], columns=list(columns))
+        self._batches = _joined(decoded, batch_rows)
         self._rest: pa.RecordBatch | None = None
         self._allowed = max(_MAX_BYTES, _MOST_INFLATED * _stored_bytes(opened, group, columns))
         self._batch_rows = batch_rows
@@ -82,23 +88,83 @@ class Cursor:
             self._rows = self._bytes = 0
 
 
+def _joined(batches: Iterator[pa.RecordBatch], most: int) -> Iterator[pa.RecordBatch]:
+    """Put small pieces together to `most` rows, or 32 MiB: every piece costs the stages behind some work."""
+    waiting: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in batches:
+        if waiting and (rows + batch.num_rows > most or size + batch.nbytes > _PIECE_BYTES):
+            yield _whole(waiting)
+            waiting, rows, size = [], 0, 0
+        waiting.append(batch)
+        rows, size = rows + batch.num_rows, size + batch.nbytes
+    if waiting:
+        yield _whole(waiting)
+
+
+def _whole(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+
+
+class _NoBytesYet(Exception):
+    """A reader has found the footer sound, and wants to begin."""
+
+
+class _Unread:
+    """A file that can only be asked for its size."""
+
+    closed = False
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Seek to where nothing will be read."""
+        return self._size + offset if whence == os.SEEK_END else offset
+
+    def tell(self) -> int:
+        """Return the size: nobody asks for the position but to learn it."""
+        return self._size
+
+    def read(self, size: int = -1) -> bytes:
+        """Refuse."""
+        raise _NoBytesYet(size)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def _check_chunks(opened: OpenParquet, group: int, columns: Sequence[str]) -> None:
+    """Raise what a reader finds wrong with the footer's column chunks, without a request.
+
+    Where a footer is damaged, pyarrow ends the process when it is asked for a chunk's metadata, and
+    raises when it is asked for the chunk's rows.
+    """
+    if not columns:
+        return
+    footer = opened.file.metadata
+    reader = pq.ParquetFile(pa.PythonFile(_Unread(opened.raw.size()), "r"), metadata=footer)
+    with contextlib.suppress(_NoBytesYet):
+        next(reader.iter_batches(batch_size=1, row_groups=[group], columns=list(columns)), None)
+
+
 def _rows_at_once(opened: OpenParquet, group: int, columns: Sequence[str], batch_rows: int) -> int:
     """Return how many rows decode to at most about 32 MiB, `batch_rows` at most.
 
     A value that stands once in a column's dictionary may stand for millions of rows: the footer's
-    sizes do not tell, so that the longest entry is looked up. Raises DataError where a row takes
-    512 MiB.
+    sizes do not tell, so that the longest entry is looked up. A value that is stored as what differs
+    from the one before may be as long as all that is stored: those are given more room, as most are
+    short. Raises DataError where a row takes 512 MiB.
     """
     footer = opened.file.metadata.row_group(group)
     most: int = max(1, min(batch_rows, footer.num_rows))
-    row_bytes = 0.0
+    row_bytes = longest_chain = 0.0
     risky: dict[str, float] = {}
-    for at in range(footer.num_columns):
-        chunk = footer.column(at)
-        if not _is_of(chunk.path_in_schema, columns):
-            continue
+    for at, chunk in _chunks(opened, group, columns):
         per_row = chunk.num_values / max(footer.num_rows, 1)
         row_bytes += per_row * _value_bytes(chunk, opened.file.schema.column(at))
+        if _CHAINED in chunk.encodings and chunk.physical_type == "BYTE_ARRAY":
+            longest_chain += per_row * chunk.total_uncompressed_size
         shared = chunk.physical_type == "BYTE_ARRAY" and chunk.has_dictionary_page
         if shared and chunk.total_uncompressed_size * per_row * most > _PIECE_BYTES:
             risky[chunk.path_in_schema] = per_row
@@ -107,7 +173,16 @@ def _rows_at_once(opened: OpenParquet, group: int, columns: Sequence[str], batch
     worst = row_bytes
     for path, longest in _longest(opened, group, list(risky)).items():
         worst += longest * risky[path]
-    return max(1, min(most, int(_PIECE_BYTES / max(worst, 1))))
+    within = min(_PIECE_BYTES / max(worst, 1), _CHAINED_BYTES / max(longest_chain, 1))
+    return max(1, min(most, int(within)))
+
+
+def _chunks(opened: OpenParquet, group: int, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    """Yield the column chunks of some columns of a row group, each with its position."""
+    footer = opened.file.metadata.row_group(group)
+    for at in range(footer.num_columns):
+        if _is_of(opened.file.schema.column(at).path, columns):
+            yield at, footer.column(at)
 
 
 def _is_of(path: str, columns: Sequence[str]) -> bool:
@@ -157,9 +232,7 @@ def _longest_in(array: pa.Array) -> int:
 
 def _stored_bytes(opened: OpenParquet, group: int, columns: Sequence[str]) -> int:
     """Return the bytes that some columns of a row group take in the file."""
-    footer = opened.file.metadata.row_group(group)
-    chunks = (footer.column(at) for at in range(footer.num_columns))
-    return sum(chunk.total_compressed_size for chunk in chunks if _is_of(chunk.path_in_schema, columns))
+    return sum(chunk.total_compressed_size for _, chunk in _chunks(opened, group, columns))
 
 
 def _bomb(rows: int, size: int, limit: int, where: str) -> DataError:

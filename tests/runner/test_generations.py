@@ -35,6 +35,7 @@ def test_force_computes_anew_and_gc_removes_the_old(tmp_path: Path, batchinfer: 
     before = parts_of(tmp_path / "out")
     forced = batchinfer("run", job, "--force")
     assert forced.returncode == 0, forced.stderr
+    assert "3 parts of earlier generations are still beside the new ones" in forced.stderr
     assert parts_of(tmp_path / "out").items() > before.items()
     assert manifest_of(tmp_path / "out")["generation"] == 2
     told = batchinfer("verify", job)

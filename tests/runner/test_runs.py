@@ -200,3 +200,16 @@ def test_a_killed_worker_is_replaced(tmp_path: Path, batchinfer: Run) -> None:
     assert process.returncode == 0, stderr
     assert "died (SIGKILL)" in stderr
     assert read(tmp_path / "out")["id"].to_pylist() == list(range(900))
+
+
+def test_json_lines_are_published_as_parquet_is(tmp_path: Path, batchinfer: Run) -> None:
+    """The other output format goes the same way: complete, resumed, verified at every level."""
+    write_shards(tmp_path / "in", [250])
+    job = str(doubling_job(tmp_path, output={"format": "jsonl", "meta": ["_row"]}))
+    done = batchinfer("run", job)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for data in parts_of(tmp_path / "out").values() for line in data.splitlines()]
+    assert [row["id"] for row in rows] == list(range(250))
+    for level in ("--footer", "--deep"):
+        assert batchinfer("verify", level, job).returncode == 0
+    assert "nothing left to do" in batchinfer("run", job).stderr

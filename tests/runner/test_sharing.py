@@ -68,6 +68,17 @@ def test_shares_make_up_the_whole(tmp_path: Path, batchinfer: Run) -> None:
     assert "nothing left to do" in batchinfer("run", job, "--shard", "0/2").stderr
 
 
+def test_shares_from_python(tmp_path: Path) -> None:
+    """`run_job` takes a share, and says how many units are left to others; `force` begins anew."""
+    write_shards(tmp_path / "in", [450])
+    job = str(doubling_job(tmp_path))
+    first = batchinfer_run(job, shard="1/2")
+    assert (first.units_total, first.units_left, first.rows_ok) == (5, 3, 200)
+    whole = batchinfer_run(job, shard="0/2")
+    assert (whole.units_left, whole.rows_in, whole.rows_ok) == (0, 450, 450)
+    assert batchinfer_run(job, force=True).rows_reused == 0
+
+
 @pytest.mark.parametrize("sections", [SLOW, LEASE], ids=["copies", "leases"])
 def test_copies_of_one_command_agree(
     tmp_path: Path, batchinfer: Run, sections: dict[str, dict[str, Any]]

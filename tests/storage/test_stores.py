@@ -14,9 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchinfer.data import Block, Shard, Unit
+from batchinfer.engine.commit import OutputLayout, UnitWriter
 from batchinfer.engine.publish import Outcome, create_once, publish
 from batchinfer.errors import DataError, UnavailableError, UnsafeStoreError
 from batchinfer.runner.output import probe
+from batchinfer.sinks.jsonl import JsonlOptions, JsonlSink
 from batchinfer.storage import AlreadyExists, ObjectMissing, Store, open_store, split_glob
 from batchinfer.storage.posix import PosixStore
 from tests.conftest import Run, doubling_job, environment, parts_of, write_shards
@@ -300,6 +303,50 @@ def test_a_server_that_lies(
     refused = batchinfer("run", str(doubling_job(tmp_path, output=output)))
     assert refused.returncode == 73, refused.stderr
     assert open_store(rclone.url, rclone.options).entries(f"{rclone.url}/out") == []
+
+
+@pytest.mark.parametrize("commit", ["deterministic", "single-writer"])
+def test_any_other_store_has_no_conditional_writes(tmp_path: Path, batchinfer: Run, commit: str) -> None:
+    """A store that fsspec serves is refused with 73, until the job declares what it can promise; then it is
+    said what that means, and the output is complete."""
+    write_shards(tmp_path / "in", [250])
+    output = {"path": f"local://{tmp_path}/out", "carry": ["id"]}
+    refused = batchinfer("run", str(doubling_job(tmp_path, output={**output, "storage_options": {}})))
+    assert refused.returncode == 73, refused.stderr
+    assert "commit: deterministic" in refused.stderr
+    assert parts_of(tmp_path / "out") == {}
+    job = str(doubling_job(tmp_path, output={**output, "storage_options": {}, "commit": commit}))
+    done = batchinfer("run", job)
+    assert done.returncode == 0, done.stderr
+    assert f"output.commit: {commit}" in done.stderr
+    assert batchinfer("verify", "--deep", job).returncode == 0
+    forced = batchinfer("run", job, "--force")
+    assert forced.returncode == (78 if commit == "deterministic" else 0), forced.stderr
+
+
+def test_a_model_that_is_not_deterministic_is_found_out(tmp_path: Path) -> None:
+    """Where parts may be overwritten, a part with other bytes than before is an error, not a second truth."""
+    layout = OutputLayout(
+        root=str(tmp_path), plan8="0" * 8, num_units=1, suffix=".jsonl", partition_by=(), records=False
+    )
+    shard = Shard(
+        index=0, uri="a", key="a", size_bytes=1, version="v", blocks=(Block(num_rows=1, num_bytes=1),)
+    )
+    for value in (1, 2):
+        writer = UnitWriter(
+            Unit(index=0, shard=shard, start=0, stop=1),
+            layout=layout,
+            sink=JsonlSink(JsonlOptions(path="unused")),
+            store=Lying(),
+            metadata={},
+            deterministic=True,
+        )
+        writer.write(pa.table({"y": [value]}))
+        if value == 1:
+            assert writer.commit().won
+        else:
+            with pytest.raises(DataError, match="declares it deterministic"):
+                writer.commit()
 
 
 def test_splitting_globs() -> None:
