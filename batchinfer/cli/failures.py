@@ -11,6 +11,7 @@ import traceback
 import typer
 
 from batchinfer.errors import BatchinferError, ExitCode
+from batchinfer.redact import redact, visible
 
 _WrongCommandLine: type[Exception] = typer.BadParameter.__mro__[2]
 """click's ClickException, or that of the click that newer typers carry inside."""
@@ -51,11 +52,11 @@ def show_failure(error: BaseException) -> None:
     elif isinstance(error, BatchinferError):
         _say(f"{_red('error')}[{error.kind}]: {error}")
         if error.details and os.environ.get("BATCHINFER_DEBUG"):
-            _say(error.details)
+            _say(visible(error.details, lines=True))
     elif isinstance(error, (KeyboardInterrupt, typer.Abort)):
         _say("interrupted")
     else:
-        _say("".join(traceback.format_exception(error)))
+        _say(visible(redact("".join(traceback.format_exception(error))), lines=True))
         _say(f"{_red('error')}[bug]: this should not happen; please report it with the lines above")
 
 

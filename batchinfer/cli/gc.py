@@ -35,7 +35,7 @@ def command(
         if len(findings.garbage) > _SHOWN:
             typer.echo(f"  and {len(findings.garbage) - _SHOWN:,} more")
         for line in findings.spared:
-            typer.echo(f"  kept: {line}")
+            typer.echo(f"  kept: {visible(line)}")
     if delete:
         sweep(store, findings.garbage)
     if as_json:

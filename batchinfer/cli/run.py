@@ -57,6 +57,7 @@ def command(
         interactive=interactive(),
         log_format=log_format.value,
         stream=sys.stderr,
+        index=share.index,
     )
     report = run(loaded, this_machine(), observers, share=share, force=force)
     if report.units_reused == report.units_total and exit_empty:

@@ -92,7 +92,11 @@ class Gatherer:
         try:
             return step.apply(results, output.batch.tensors)
         except (KeyError, ValueError, TypeError, IndexError, pa.ArrowException) as error:
-            raise DataError(f"postprocess step {name!r} failed on a batch: {error}") from error
+            # Its text may quote what it got.
+            raise DataError(
+                f"postprocess step {name!r} failed on a batch: {type(error).__name__}",
+                hint="BATCHINFER_DEBUG=1 shows the whole traceback, which may quote rows",
+            ) from error
 
 
 def _typed_column(results: Mapping[str, Column], field: pa.Field, *, num_rows: int) -> pa.Array:

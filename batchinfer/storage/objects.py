@@ -23,8 +23,13 @@ from batchinfer.storage.globs import select, split_glob
 
 _PATIENCE_S = 300.0
 _TIMEOUTS: Any = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(seconds=120)}
-_EXPIRED = ("<Code>ExpiredToken", "<Code>TokenRefreshRequired", "<Code>InvalidToken")
-"""What S3 says with status 400 where others say 401."""
+_DENIED = (
+    "<Code>ExpiredToken",  # what S3 says with status 400 where others say 401
+    "<Code>TokenRefreshRequired",
+    "<Code>InvalidToken",
+    "status code: 403",  # the client knows it as a refusal of an object, and not of a listing
+    "status code: 401",
+)
 _DURATIONS = ("connect_timeout", "timeout")
 
 # The names that fsspec and the cloud tools use, for obstore's.
@@ -185,7 +190,7 @@ class ObjectStore:
         except (refusals.PermissionDeniedError, refusals.UnauthenticatedError) as error:
             raise _denied(uri) from error
         except (refusals.BaseError, OSError, ValueError) as error:
-            if any(code in str(error) for code in _EXPIRED):
+            if any(code in str(error) for code in _DENIED):
                 raise _denied(uri) from error
             raise UnavailableError(
                 f"the store could not be reached: {_first_line(error)}",

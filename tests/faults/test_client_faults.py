@@ -180,6 +180,14 @@ def test_no_permission_is_found_before_the_model_is_loaded(
     assert refused.returncode == 77, refused.stderr
 
 
+def test_no_permission_to_list(server: FaultServer, tmp_path: Path, batchinfer: Run) -> None:
+    """A bucket that may not be listed is a matter of permission as well, not of the network."""
+    write_shards(tmp_path / "in", [50])
+    server.faults = [Fault("forbidden", method="LIST")]
+    refused = batchinfer("run", str(s3_job(tmp_path, server)))
+    assert refused.returncode == 77, refused.stderr
+
+
 def test_a_store_that_lies_is_refused(server: FaultServer, tmp_path: Path, batchinfer: Run) -> None:
     """A store that ignores the condition is refused with 73, and taken where the job declares what it can."""
     write_shards(tmp_path / "in", [150])

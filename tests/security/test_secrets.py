@@ -14,6 +14,7 @@ from urllib.parse import quote
 import pytest
 
 from batchinfer import run_job
+from batchinfer.cli.failures import show_failure
 from batchinfer.config import fingerprint, load_job
 from batchinfer.config.credentials import path_problem
 from batchinfer.config.sections import ObserveOptions
@@ -140,6 +141,18 @@ def test_what_travels_and_what_is_hashed_holds_no_secret(
     assert_no_canary(tmp_path, *texts)
     monkeypatch.setenv(VARIABLE, "another-secret")
     assert fingerprint(load_job(path)) == before
+
+
+def test_a_crash_keeps_its_secrets(
+    tmp_path: Path, secret_canary: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The traceback of a bug of ours, which quotes anything, is shown without the secret."""
+    load_job(doubling_job(tmp_path, input={"storage_options": OPTIONS}))
+    show_failure(RuntimeError(f"cannot take {secret_canary} of https://me:hunter2hunter2@host/x"))
+    said = capsys.readouterr().err
+    assert "RuntimeError: cannot take *** of https://***@host/x" in said
+    assert "hunter2" not in said
+    assert_no_canary(None, said)
 
 
 LETTERS = string.ascii_letters + string.digits + "-_.~"
