@@ -6,14 +6,17 @@ import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batchinfer.config.sections import OutputOptions
 from batchinfer.errors import DataError
 
 _ROWS_AT_ONCE = 4096
+_DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
 
 
 class JsonlOptions(OutputOptions):
@@ -34,6 +37,7 @@ class JsonlSink:
     def encode(self, rows: pa.Table, metadata: Mapping[str, str]) -> pa.Buffer:  # noqa: ARG002 - JSON Lines has no footer
         """Write one line per row."""
         out = pa.BufferOutputStream()
+        rows = _with_texts(rows)
         for batch in rows.to_batches(max_chunksize=_ROWS_AT_ONCE):
             lines = (
                 json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) for row in batch.to_pylist()
@@ -62,6 +66,34 @@ class JsonlSink:
         except ValueError as error:
             raise DataError(f"not readable as JSON Lines: {error}") from error
         return [row["_row"] for row in rows] if rows and "_row" in rows[0] else None
+
+
+def _with_texts(rows: pa.Table) -> pa.Table:
+    """Write times as Arrow does: Python's end with the year 9999, and have no nanoseconds."""
+    for at, field in enumerate(rows.schema):
+        if pa.types.is_temporal(field.type) and not pa.types.is_interval(field.type):
+            rows = rows.set_column(at, field.name, _iso_8601(rows.column(at)))
+    return rows
+
+
+def _iso_8601(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return times as texts; those of a time zone in UTC, which needs no tables of zones."""
+    type_ = column.type
+    if pa.types.is_duration(type_):
+        digits = _DIGITS[type_.unit]
+        return pa.chunked_array(
+            [[_seconds(value, digits) for value in column.cast(pa.int64()).to_pylist()]], pa.string()
+        )
+    if pa.types.is_date(type_):
+        return column.cast(pa.date32()).cast(pa.string())
+    if not pa.types.is_timestamp(type_):
+        return column.cast(pa.string())
+    text = pc.replace_substring(column.cast(pa.timestamp(type_.unit)).cast(pa.string()), " ", "T")
+    return pc.binary_join_element_wise(text, "Z", "") if type_.tz else text
+
+
+def _seconds(value: int | None, digits: int) -> str | None:
+    return None if value is None else f"PT{Decimal(value).scaleb(-digits):f}S"
 
 
 def _plain(value: Any) -> Any:

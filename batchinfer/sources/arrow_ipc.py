@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,12 +14,13 @@ import pyarrow.ipc
 
 from batchinfer.data import Block, Chunk, Entry, Shard, Unit
 from batchinfer.errors import DataError
+from batchinfer.sources.arrow_sizes import MAGIC, decoded_sizes
 from batchinfer.sources.listing import Inputs
 from batchinfer.sources.options import SourceOptions
 from batchinfer.sources.select import Selection
 
 _SUFFIXES = (".arrow", ".arrows", ".feather", ".ipc")
-_FILE, _FEATHER_1 = b"ARROW1", b"FEA1"
+_FEATHER_1 = b"FEA1"
 _MAX_BATCH_BYTES = 512 * 1024 * 1024
 _MOST_INFLATED = 8
 
@@ -51,7 +53,7 @@ class ArrowSource:
             twice = [name for name, count in Counter(schema.names).items() if count > 1]
             if twice:
                 raise DataError(f"column {twice[0]!r} stands in the file more than once", where=entry.uri)
-            rows = [batch.num_rows for batch in _batches(raw, _cheapest(schema))]
+            rows = [batch.num_rows for batch in _batches(raw, entry, _cheapest(schema))]
         row_bytes = entry.size_bytes / max(sum(rows), 1)
         blocks = tuple(Block(num_rows=count, num_bytes=int(count * row_bytes)) for count in rows)
         return self._inputs.shard(entry, index=index, blocks=blocks), schema.remove_metadata()
@@ -94,15 +96,9 @@ class ArrowSource:
             if missing:
                 raise DataError(f"column {missing[0]!r} is missing", where=shard.uri)
             fields = [schema.get_field_index(name) for name in columns]
-            batch = next(_batches(raw, fields or _cheapest(schema), first=at))
-        # Offsets in a file from elsewhere are not to be trusted, not even to count bytes.
+            batch = next(_batches(raw, shard, fields or _cheapest(schema), first=at))
+        # Offsets in a file from elsewhere are not to be trusted.
         batch.validate(full=True)
-        if batch.nbytes > max(_MAX_BATCH_BYTES, _MOST_INFLATED * shard.size_bytes):
-            raise DataError(
-                f"record batch {at} decodes to {batch.nbytes:,} bytes, from a file of {shard.size_bytes:,}",
-                where=shard.uri,
-                hint="the file may be a decompression bomb; if it is not, write smaller record batches",
-            )
         with self._lock:
             self._last = (key, batch)
         return batch
@@ -110,27 +106,52 @@ class ArrowSource:
 
 def _is_file(raw: Any) -> bool:
     raw.seek(0)
-    start = raw.read(len(_FILE))
+    start = raw.read(len(MAGIC))
     raw.seek(0)
     if start.startswith(_FEATHER_1):
         raise pa.ArrowInvalid("Feather version 1; write it anew with a current pyarrow")
-    return bool(start == _FILE)
+    return bool(start == MAGIC)
 
 
 def _schema(raw: Any) -> pa.Schema:
     return (pa.ipc.open_file(raw) if _is_file(raw) else pa.ipc.open_stream(raw)).schema
 
 
-def _batches(raw: Any, fields: list[int], *, first: int = 0) -> Iterator[pa.RecordBatch]:
-    """Yield record batches from `first` on, with some of the columns, by their positions."""
-    options = pa.ipc.IpcReadOptions(included_fields=fields)
-    if _is_file(raw):
+def _batches(raw: Any, file: Entry | Shard, fields: list[int], *, first: int = 0) -> Iterator[pa.RecordBatch]:
+    """Yield record batches from `first` on, with some of the columns, by their positions.
+
+    Raises DataError for one that would decode to more than 512 MiB and eight times its file.
+    """
+    options, is_file = pa.ipc.IpcReadOptions(included_fields=fields), _is_file(raw)
+    sizes = decoded_sizes(raw, _schema(raw), fields, is_file=is_file, first=first)
+    if is_file:
         reader = pa.ipc.open_file(raw, options=options)
-        yield from (reader.get_batch(at) for at in range(first, reader.num_record_batches))
+        for at in range(first, reader.num_record_batches):
+            _check_size(next(sizes, None), at, file)
+            yield reader.get_batch(at)
         return
-    for at, batch in enumerate(pa.ipc.open_stream(raw, options=options)):
+    raw.seek(0)
+    stream = pa.ipc.open_stream(raw, options=options)
+    for at in itertools.count():
+        size = next(sizes, None)
+        if size is None:
+            return
+        # What comes before the first is decoded as well.
+        _check_size(size, at, file)
+        batch = stream.read_next_batch()
         if at >= first:
             yield batch
+
+
+def _check_size(num_bytes: int | None, at: int, file: Entry | Shard) -> None:
+    if num_bytes is None:
+        raise pa.ArrowInvalid(f"record batch {at} is not where the footer says")
+    if num_bytes > max(_MAX_BATCH_BYTES, _MOST_INFLATED * file.size_bytes):
+        raise DataError(
+            f"record batch {at} decodes to {num_bytes:,} bytes, from a file of {file.size_bytes:,}",
+            where=file.uri,
+            hint="the file may be a decompression bomb; if it is not, write smaller record batches",
+        )
 
 
 def _cheapest(schema: pa.Schema) -> list[int]:

@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -17,7 +16,9 @@ from batchinfer.errors import DataError
 from batchinfer.sources.text_blocks import Dialect, first_bad
 from batchinfer.sources.text_streams import BadRecordError
 
+_FIELDS = re.compile(r"Expected (\d+) columns, got (\d+)")
 _CONVERSION = re.compile(r"In CSV column #(\d+): Row #\d+: (.*?)(: invalid value.*)?", re.DOTALL)
+_DECLARE = "declare the column's type, as in input.types: {zip: string}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,12 @@ class CsvParser:
         if not first:
             raise DataError("the file is empty: it has no header", where=where)
         try:
+            sample[:first].decode()
             table = self._table(sample[:first], names=None)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                "the first record is not UTF-8", where=f"{where}:1", hint="convert the file to UTF-8"
+            ) from error
         except pa.ArrowException as error:
             raise DataError("the first record cannot be read", where=f"{where}:1") from error
         if table.num_rows > (0 if self.header else 1):
@@ -68,15 +74,11 @@ class CsvParser:
                 return not part.strip(b"\r\n")
             return True
 
-        bad: list[Any] = []
         try:
-            table = self._table(data, names=names, types=types, only=only, bad=bad)
+            table = self._table(data, names=names, types=types, only=only)
         except pa.ArrowException as error:
-            raise BadRecordError(
-                _problem(str(error), names, bad),
-                line=first_bad(data, self.dialect, is_good),
-                hint=None if bad else "declare the column's type, as in input.types: {zip: string}",
-            ) from error
+            problem, hint = _problem(str(error), names)
+            raise BadRecordError(problem, line=first_bad(data, self.dialect, is_good), hint=hint) from error
         batches = table.combine_chunks().to_batches()
         return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
 
@@ -87,13 +89,7 @@ class CsvParser:
         names: list[str] | None,
         types: Mapping[str, pa.DataType] | None = None,
         only: bool = False,
-        bad: list[Any] | None = None,
     ) -> pa.Table:
-        def on_bad(row: Any) -> str:
-            if bad is not None:
-                bad.append(row)
-            return "error"
-
         types = {name: _readable(type_) for name, type_ in (types or {}).items()}
         # One block: the reader would otherwise cut at its own size, and a long record could not fit.
         reading = pa.csv.ReadOptions(
@@ -106,7 +102,6 @@ class CsvParser:
             delimiter=self.delimiter,
             quote_char=self.quote or False,
             newlines_in_values=True,
-            invalid_row_handler=on_bad,
         )
         converting = pa.csv.ConvertOptions(
             column_types=types,
@@ -123,10 +118,10 @@ def _readable(type_: pa.DataType) -> pa.DataType:
     return pa.float32() if pa.types.is_float16(type_) else type_
 
 
-def _problem(said: str, names: Sequence[str], bad: Sequence[Any]) -> str:
-    """Say what is wrong with a record, without its content."""
-    if bad:
-        return f"{bad[0].actual_columns} fields where {bad[0].expected_columns} are expected"
+def _problem(said: str, names: Sequence[str]) -> tuple[str, str | None]:
+    """Say what is wrong with a record, without its content, and the way out."""
+    if found := _FIELDS.search(said):
+        return f"{found.group(2)} fields where {found.group(1)} are expected", None
     if found := _CONVERSION.fullmatch(said):
-        return f"column {names[int(found.group(1))]!r}: {found.group(2)}"
-    return "the record cannot be parsed"
+        return f"column {names[int(found.group(1))]!r}: {found.group(2)}", _DECLARE
+    return "the record cannot be parsed", _DECLARE

@@ -17,8 +17,8 @@ from batchinfer.sources.drift import INFERRED
 from batchinfer.sources.listing import Inputs
 from batchinfer.sources.options import TextOptions
 from batchinfer.sources.select import Selection
-from batchinfer.sources.text_blocks import scan
-from batchinfer.sources.text_streams import BadRecordError, Streams, named, read_head
+from batchinfer.sources.text_blocks import read_head, scan
+from batchinfer.sources.text_streams import BadRecordError, Streams, named
 
 _SUFFIXES = (".csv", ".tsv", ".csv.gz", ".csv.zst", ".tsv.gz", ".tsv.zst")
 _SAMPLE_BYTES = 4 * 1024 * 1024
@@ -70,12 +70,9 @@ class CsvSource:
         """Count the records of a file, and guess its types from the first 4 MiB."""
         store, parser = self._inputs.store(entry.uri), self._parser(entry.uri)
         with named(entry.uri, "CSV"):
-            sample = read_head(store, entry.uri, version=entry.version, size=_SAMPLE_BYTES)
+            sample = self._head(entry.uri, entry.version, records=2)
             start, names = parser.names(sample, where=entry.uri)
             blocks = scan(store, entry.uri, version=entry.version, start=start, dialect=parser.dialect)
-        stops, _ = parser.dialect.edges(sample)
-        if len(sample) == _SAMPLE_BYTES and len(stops):
-            sample = sample[: stops[-1]]
         shard = self._inputs.shard(entry, index=index, blocks=blocks)
         return shard, self._infer(sample[start:], names, entry.uri, line=1 + sample.count(b"\n", 0, start))
 
@@ -111,9 +108,20 @@ class CsvSource:
         """Return the columns of a file, by its header, which is read once."""
         key = (uri, version)
         if key not in self._headers:
-            sample = read_head(self._inputs.store(uri), uri, version=version, size=_SAMPLE_BYTES)
+            sample = self._head(uri, version, records=1)
             self._headers[key] = self._parser(uri).names(sample, where=uri)[1]
         return self._headers[key]
+
+    def _head(self, uri: str, version: str, *, records: int) -> bytes:
+        """Return the first records of a file, 4 MiB or so many."""
+        return read_head(
+            self._inputs.store(uri),
+            uri,
+            version=version,
+            size=_SAMPLE_BYTES,
+            dialect=self._parser(uri).dialect,
+            records=records,
+        )
 
     def _infer(self, sample: bytes, names: list[str], uri: str, *, line: int) -> pa.Schema:
         """Guess types from whole records. `line` is where they begin."""

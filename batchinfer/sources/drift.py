@@ -74,6 +74,8 @@ def _check_twice(inspected: Sequence[tuple[Shard, pa.Schema]], partitions: set[s
 
 def _common_fields(inspected: Sequence[tuple[Shard, pa.Schema]]) -> tuple[list[pa.Field], dict[str, str]]:
     """Return the fields that all shards agree on, and why the others are left out."""
+    # JSON Lines have no header: a file without a line says nothing of its columns.
+    inspected = [found for found in inspected if not _is_silent(*found)] or inspected
     first, schema = inspected[0]
     inferred = (schema.metadata or {}).get(INFERRED, b"").decode()
     widest = {field.name: (plain(field.type), first) for field in schema}
@@ -98,6 +100,10 @@ def _common_fields(inspected: Sequence[tuple[Shard, pa.Schema]]) -> tuple[list[p
                 widest[name] = (wide, shard)
     fields = [pa.field(name, _settled(type_, inferred)) for name, (type_, _) in widest.items()]
     return fields, absent
+
+
+def _is_silent(shard: Shard, schema: pa.Schema) -> bool:
+    return not shard.num_rows and (schema.metadata or {}).get(INFERRED) == b"jsonl"
 
 
 def _settled(type_: pa.DataType, inferred: str) -> pa.DataType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -97,6 +98,30 @@ class _Scan:
         """Close the last block. The last record needs no newline."""
         self._close(self.offset, self.rows + self.written)
         return tuple(self.blocks)
+
+
+def read_head(
+    store: Store, uri: str, *, version: str | None, size: int, dialect: Dialect, records: int = 1
+) -> bytes:
+    """Return the first records of a file: as many as end within `size` bytes, `records` at least.
+
+    Raises DataError where they are UTF-16.
+    """
+    pieces: list[bytes] = []
+    found = offset = end = 0
+    inside = False
+    with contextlib.closing(open_text(store, uri, version=version)) as stream:
+        while found < records and offset <= _MAX_RECORD_BYTES and (piece := stream.read(size)):
+            stops, inside = dialect.edges(piece, inside=inside)
+            end = offset + int(stops[-1]) if len(stops) else end
+            found += len(stops)
+            offset += len(piece)
+            pieces.append(piece)
+    if pieces and pieces[0].startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError("the file is UTF-16", where=uri, hint="convert it to UTF-8")
+    # A small file is whole, and its last record needs no newline.
+    whole = offset % size != 0
+    return b"".join(pieces)[: offset if whole else end or size]
 
 
 def scan(store: Store, uri: str, *, version: str, start: int, dialect: Dialect) -> tuple[Block, ...]:

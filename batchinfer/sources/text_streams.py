@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import threading
 from collections import OrderedDict
@@ -34,15 +33,6 @@ def open_text(store: Store, uri: str, *, version: str | None) -> Any:
     raw = store.open(uri, version=version)
     codec = next((name for suffix, name in _CODECS.items() if uri.lower().endswith(suffix)), None)
     return pa.CompressedInputStream(raw, codec) if codec else raw
-
-
-def read_head(store: Store, uri: str, *, version: str | None, size: int) -> bytes:
-    """Return the first bytes of a text file. Raises DataError where they are UTF-16."""
-    with contextlib.closing(open_text(store, uri, version=version)) as stream:
-        data: bytes = stream.read(size)
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise DataError("the file is UTF-16", where=uri, hint="convert it to UTF-8")
-    return data
 
 
 @contextlib.contextmanager

@@ -117,8 +117,8 @@ def test_a_server_that_repeats_a_secret_is_not_quoted(
         options.pop("deep")
         path = doubling_job(tmp_path, input={"path": "s3://lake/in/*.parquet", "storage_options": options})
         done = batchinfer("run", str(path))
-    assert done.returncode in {69, 77}
-    assert "403 Forbidden" in done.stderr
+    assert done.returncode == 77
+    assert "permission denied" in done.stderr
     assert_no_canary(tmp_path, done.stdout, done.stderr)
     document = {**json.loads(path.read_text()), "output": {"path": str(tmp_path / "out")}}
     document["input"]["storage_options"] = {"secret_access_key": ENV, "virtual_hosted_style_request": ENV}

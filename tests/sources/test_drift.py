@@ -122,3 +122,10 @@ def test_guesses_give_way(tmp_path: Path) -> None:
     reason = why_absent(inspected(make_source("jsonl", tmp_path / "jsonl"))[1], "n")
     assert reason is not None
     assert "'n' is double in" in reason
+
+
+def test_a_file_without_a_line_says_nothing(tmp_path: Path) -> None:
+    """An empty JSON Lines file among others takes no column away."""
+    (tmp_path / "a.jsonl").write_text("")
+    (tmp_path / "b.jsonl").write_text('{"n": 1}\n')
+    assert read_all(make_source("jsonl", tmp_path), ["n"]) == [{"n": 1}]

@@ -233,6 +233,7 @@ def _many(line: str) -> str:
         ("a.jsonl", '{"n": 1}\n{"n": 1, "n": 2}\n', 2, "specified twice"),
         ("a.jsonl", '{"n":\n1}\n', 1, "2 records were counted in a block, and 1 parsed"),
         ("a.jsonl", b'{"n": 1}\n{"n": "\xe9"}\n', 2, "the line is not UTF-8"),
+        ("a.jsonl", '{"n": 1}\n{"n": ' + "[" * 5000 + "]" * 5000 + "}\n", 2, "nested too deeply"),
         ("a.jsonl", _many('{"n": 1}') + '{"n": 1}}\n', 20_001, "not a JSON object: Extra data"),
         ("a.jsonl", _many('{"n": 1}') + '{"n": 1.5}\n' + _many('{"n": 1}'), 20_001, "to int64"),
         ("a.csv", "n,t\n1,a\n2,b,c\n", 3, "3 fields where 2 are expected"),
@@ -294,6 +295,35 @@ def test_a_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(DataError, match="a line is longer than 1,000,000 bytes") as caught:
         inspected(make_source("jsonl", tmp_path))
     assert "a.jsonl.gz:2" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_first_records_longer_than_the_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Types are guessed from whole records, however long the first of them are."""
+    monkeypatch.setattr(jsonl, "_SAMPLE_BYTES", 100)
+    monkeypatch.setattr(csv_text, "_SAMPLE_BYTES", 100)
+    long = "x, " * 200
+    text = (
+        f'n,t\n1,"{long}"\n2,b\n' if ".csv" in name else f'{{"n": 1, "t": "{long}"}}\n{{"n": 2, "t": "b"}}\n'
+    )
+    assert read_text(tmp_path / name, text) == [{"n": 1, "t": long}, {"n": 2, "t": "b"}]
+
+
+def test_keys_that_are_data(tmp_path: Path) -> None:
+    """Lines that each bring new keys are refused with the line, before they take the memory."""
+    with pytest.raises(DataError, match="more than 10,000 different keys") as caught:
+        read_text(tmp_path / "a.jsonl", "".join(f'{{"k{at}": 1}}\n' for at in range(12_000)))
+    assert "a.jsonl:" in str(caught.value)
+
+
+def test_keys_are_found_wherever_they_begin(tmp_path: Path) -> None:
+    """A key that only later lines of the sample have is a column, and numbers widen on the way."""
+    early, late = '{"n": 1}\n' * 10_000, '{"n": 1.5, "t": "a"}\n' * 10_000
+    rows = read_text(tmp_path / "a.jsonl", early + late)
+    assert rows[0] == {"n": 1.0, "t": None}
+    assert rows[-1] == {"n": 1.5, "t": "a"}
 
 
 def test_declared_types_are_checked(tmp_path: Path) -> None:
