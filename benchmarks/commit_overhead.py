@@ -88,8 +88,8 @@ def without_protocol() -> Iterator[None]:
     def write_table(*table: Any, **options: Any) -> None:
         unchecked(*table, **{**options, "write_page_checksum": False})
 
-    def finish(_: Any, __: Any, plan: Any, *___: Any) -> dict[str, int]:
-        return {"rows": plan.num_rows, "rows_error": 0, "rows_planned": plan.num_rows}
+    def finish(_: Any, __: Any, plan: Any, *___: Any) -> dict[str, Any]:
+        return {"rows": plan.num_rows, "rows_error": 0, "rows_planned": plan.num_rows, "parts": []}
 
     with contextlib.ExitStack() as stack:
         for target, value in (
