@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     """Columns by name. On a CUDA device, the ndarrays are torch tensors on that device."""
 
 
+STAGES = ("compute", "read", "decode", "pack", "transfer", "write", "launch")
+"""What a device does at any moment: compute, or wait for one of these. Metrics have them as labels."""
+
+
 class ErrorCode(enum.StrEnum):
     """Why a row failed. Closed: dashboards and `_error.code` filters depend on the words."""
 
@@ -174,6 +178,14 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
+class Trail:
+    """When rows had passed each stage before the device, in seconds of `time.perf_counter`."""
+
+    read: float = 0.0
+    decoded: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedChunk:
     """A chunk on its way to a window: `carried` has all its rows, `tensors` only the good ones.
 
@@ -185,6 +197,7 @@ class EncodedChunk:
     tensors: pa.RecordBatch
     good: np.ndarray[Any, Any]
     failed: Mapping[int, RowError]
+    trail: Trail = Trail()
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +205,8 @@ class Window:
     """A span whose rows are encoded: the scope of length sorting and of restoring the order.
 
     `carried` has every row of the span; `good` the positions that the model will see, in source
-    order; `failed` the others. `num_batches` come out of it. An empty span carries None.
+    order; `failed` the others. `num_batches` come out of it. An empty span carries None. The trail is
+    that of the rows that came last.
     """
 
     span: Span
@@ -200,6 +214,7 @@ class Window:
     good: np.ndarray[Any, Any]
     failed: Mapping[int, RowError]
     num_batches: int
+    trail: Trail = Trail()
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,14 +236,17 @@ class HostBatch:
 class OutputBatch:
     """Results of one batch, in host memory: model inputs and outputs, `rows` of its window.
 
-    `compute_s` is how long the device took, in seconds. `restored` are the finished columns of a
-    batch that an earlier attempt has done, and that met no device now.
+    The device took `compute_s` seconds from `started` on, by `time.perf_counter`; `lane` names the one
+    that computed, where several compute at once. `restored` are the finished columns of a batch that
+    an earlier attempt has done, and that met no device now.
     """
 
     batch: HostBatch
     tensors: Tensors
     compute_s: float
     restored: tuple[pa.Array, ...] | None = None
+    started: float = 0.0
+    lane: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -25,12 +26,14 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReady:
-    """A worker has its model. `load_s` seconds passed since it was started."""
+    """A worker has its model. `load_s` seconds passed since it was started; it computes `lanes` batches
+    at once."""
 
     worker: int
     device: str
     load_s: float
     pid: int
+    lanes: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,16 @@ class BatchFinished:
     compute_s: float
     real_tokens: int
     padded_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagesTimed:
+    """What a worker's device did since the worker began, in seconds by stage (of all lanes together), and
+    its resident memory at most."""
+
+    worker: int
+    seconds: Mapping[str, float]
+    peak_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +110,7 @@ Event: TypeAlias = (
     RunStarted
     | WorkerReady
     | BatchFinished
+    | StagesTimed
     | UnitCommitted
     | WorkerExited
     | WorkerSaid

@@ -13,11 +13,13 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
 __all__ = [
+    "Bytes",
     "ContentPath",
     "EntryPoint",
     "Field",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 _URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*://")
+_BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]i?B)")
 _ENTRY_POINT = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
 
@@ -98,6 +101,28 @@ class Code:
 class Secret:
     """Marks a value that never reaches a log, a stored job or an error message."""
 
+
+def _bytes(value: object) -> object:
+    """Read `512MiB` or `2GB` as a number of bytes."""
+    if not isinstance(value, str):
+        return value
+    found = _BYTES.fullmatch(value)
+    if found is None:
+        raise ValueError(f"must be a number of bytes such as 1073741824, 512MiB or 2GB, got {value!r}")
+    number, unit = found.groups()
+    power = " KMGT".index(unit[0])
+    return int(float(number) * (1024 if unit[1:] == "iB" else 1000) ** power)
+
+
+Bytes = Annotated[
+    int,
+    BeforeValidator(_bytes),
+    Field(ge=1),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": f"^{_BYTES.pattern}$"}]}
+    ),
+]
+"""A number of bytes: 1073741824, 512MiB or 2GB."""
 
 JobPath = Annotated[str, BeforeValidator(_resolve)]
 """A local path or a URL; a relative path is relative to the job file."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from typing import NoReturn
 
 
 def main() -> NoReturn:
     """Run the command line and exit with a code of the table in `errors`."""
+    # While the libraries are imported, Ctrl-C just ends the process. Where it is ignored, it stays so.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from batchinfer.cli.app import run_app
 
     code = run_app()

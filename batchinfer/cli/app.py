@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import signal
+import threading
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -10,6 +13,7 @@ import typer
 from batchinfer import crash
 from batchinfer.cli import doctor, gc, init, plan, preview, run, schema, status, validate, verify
 from batchinfer.cli.failures import exit_code_of, in_our_words, show_failure
+from batchinfer.errors import BatchinferError
 
 app = typer.Typer(
     name="batchinfer",
@@ -42,13 +46,31 @@ for _verb in (init, validate, plan, preview, run, status, verify, gc, schema, do
     app.command(name=_verb.NAME)(_verb.command)
 
 
+class _Keyboard:
+    """Knows that Ctrl-C was pressed, also where what it raised comes out as something else: a library
+    that is interrupted while it builds its tables reports a fault of the tables."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+        # Python delivers signals to its main thread only. Where Ctrl-C is ignored, it stays so.
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        if not ignored and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._press)
+
+    def _press(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the system's call
+        self.pressed = True
+        raise KeyboardInterrupt
+
+
 def run_app() -> int:
     """Run the command line; every error becomes a message and an exit code."""
+    keyboard = _Keyboard()
     try:
         crash.arm()
         code = app(standalone_mode=False)
     except BaseException as raised:  # noqa: BLE001 - the outermost boundary
-        error = in_our_words(raised)
+        stopped = keyboard.pressed and not isinstance(raised, BatchinferError)
+        error = KeyboardInterrupt() if stopped else in_our_words(raised)
         show_failure(error)
         return exit_code_of(error)
     return code if isinstance(code, int) else 0

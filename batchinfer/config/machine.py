@@ -11,15 +11,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from batchinfer.config.job import Job
-from batchinfer.errors import DeviceError
+from batchinfer.errors import DeviceError, JobFileError
 
 _MAX_READERS = 4
-_BATCH_SIZES = {
-    ("rows", "cpu"): 64,
-    ("rows", "cuda"): 256,
-    ("tokens", "cpu"): 4096,
-    ("tokens", "cuda"): 16384,
-}
+_CONCURRENT = frozenset({"onnx"})
+"""Backends whose model may be called by several threads at once, on a CPU."""
+
+_TOKENS = {"cpu": 512, "cuda": 16_384}
+_BATCH_BYTES = {"cpu": 2**20, "cuda": 2**27}
+_FEWEST_ROWS, _MOST_ROWS = 8, {"cpu": 4096, "cuda": 65_536}
+_HOST_MEMORY = {"cpu": 2**29, "cuda": 2**30}
+_RAGGED_ROWS = {"cpu": 32, "cuda": 256}
+"""On CPUs small batches are the fastest: what a layer leaves is still in the cache for the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +50,23 @@ def resolve(job: Job, machine: Machine) -> Job:
     per_device = _number(compute.workers_per_device)
     resolved["compute.workers_per_device"] = (per_device or 1, "as asked" if per_device else "one each")
     workers = len(devices) * (per_device or 1)
-    threads = _number(compute.threads)
     share = f"{machine.cores} cores / {workers} worker{'s' if workers > 1 else ''}"
+    cores = max(1, machine.cores // workers)
+    concurrency, why = _concurrency(job, devices, cores)
+    resolved["compute.concurrency"] = (concurrency, why)
+    threads = _number(compute.threads)
     resolved["compute.threads"] = (
-        threads or max(1, machine.cores // workers),
-        "as asked" if threads else share,
+        threads or max(1, cores // concurrency),
+        "as asked" if threads else f"{share} / {concurrency} batches at once" if concurrency > 1 else share,
     )
     readers = _number(compute.readers)
-    usual = max(1, min(_MAX_READERS, machine.cores // workers))
+    usual = min(_MAX_READERS, cores)
     why = "as asked" if readers else f"{share}, at most {_MAX_READERS}"
     resolved["compute.readers"] = (readers or usual, why)
+    memory = _number(compute.host_memory)
+    each = _HOST_MEMORY["cpu" if "cpu" in devices else "cuda"]
+    why = "as asked" if memory else f"{each // 2**20} MiB a worker"
+    resolved["compute.host_memory"] = (memory or workers * each, why)
     return apply_resolved(job, resolved)
 
 
@@ -68,6 +78,24 @@ def apply_resolved(job: Job, resolved: Mapping[str, tuple[Any, str]]) -> Job:
         if name.startswith("compute.")
     }
     return dataclasses.replace(job, compute=job.compute.model_copy(update=values), resolved=dict(resolved))
+
+
+def _concurrency(job: Job, devices: tuple[str, ...], cores: int) -> tuple[int, str]:
+    """Return how many batches a worker computes at once. Raises JobFileError for more than one on a GPU."""
+    asked = _number(job.compute.concurrency)
+    on_cpu = all(device == "cpu" for device in devices)
+    if asked and asked > 1 and not on_cpu:
+        raise JobFileError(
+            f"compute.concurrency is {asked}, and a GPU computes one batch after the other",
+            where=job.place(("compute", "concurrency")),
+            hint="compute.workers_per_device: 2 has two workers share a GPU",
+        )
+    if asked:
+        return asked, "as asked"
+    if not on_cpu or job.model.backend not in _CONCURRENT:
+        return 1, "one after the other"
+    threads = _number(job.compute.threads)
+    return max(1, cores // (threads or 1)), "every core a batch of its own"
 
 
 def _number(value: object) -> int | None:
@@ -97,10 +125,11 @@ def _devices(job: Job, machine: Machine) -> tuple[tuple[str, ...], str]:
     return wanted, "as asked"
 
 
-def batch_size(job: Job, device: str, *, ragged: bool) -> tuple[str, int]:
+def batch_size(job: Job, device: str, *, ragged: bool, row_bytes: int) -> tuple[str, int]:
     """Return what a batch is counted in ("rows" or "tokens") and how many, on a device.
 
-    `ragged` says whether any input of the model varies in length from row to row.
+    `ragged` says whether any input of the model varies in length from row to row; `row_bytes` is what
+    its inputs of one row take.
     """
     by = job.batching.by
     if by == "auto":
@@ -109,9 +138,15 @@ def batch_size(job: Job, device: str, *, ragged: bool) -> tuple[str, int]:
         if job.batching.size != "auto":
             by = "rows"
     size = job.batching.size
-    if size == "auto":
-        size = _BATCH_SIZES[by, device.partition(":")[0]]
-    return by, size
+    if size != "auto":
+        return by, size
+    kind = device.partition(":")[0]
+    if by == "tokens":
+        return by, _TOKENS[kind]
+    if ragged:
+        return by, _RAGGED_ROWS[kind]
+    fitting = 2 ** round(math.log2(max(_BATCH_BYTES[kind] / row_bytes, 1)))
+    return by, max(_FEWEST_ROWS, min(_MOST_ROWS[kind], fitting))
 
 
 def usable_cores() -> int:

@@ -10,6 +10,7 @@ from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
 from batchinfer.options import (
+    Bytes,
     ContentPath,
     EntryPoint,
     Field,
@@ -229,14 +230,19 @@ class ComputeOptions(Options):
     workers_per_device: Count | Literal["auto"] = neutral("auto")
     """Worker processes that share a device."""
 
+    concurrency: Count | Literal["auto"] = neutral("auto")
+    """Batches that a worker computes at once on a CPU, by a model that several threads may call. auto: as
+    many as it has cores for an ONNX model, else 1."""
+
     threads: Count | Literal["auto"] = neutral("auto")
-    """Intra-op threads of the model in each worker. auto: the cores, divided by the workers."""
+    """Intra-op threads of each batch. auto: the cores, divided by the workers and their concurrency."""
 
     readers: Count | Literal["auto"] = neutral("auto")
     """Threads that encode rows in each worker."""
 
-    queue_bytes: Count = neutral(256 * 1024 * 1024)
-    """Bytes of decoded rows that wait between two stages of a worker, at most."""
+    host_memory: Bytes | Literal["auto"] = neutral("auto")
+    """Memory for the rows on their way, all workers together: bytes, or text such as 4GiB. The model and
+    its libraries come on top. auto: 512 MiB for each worker on a CPU, 1 GiB on a GPU."""
 
     claims: Literal["auto", "static", "lease"] = neutral("auto")
     """How several processes on one output share it. static: every n-th unit, by `--shard i/n`.

@@ -99,6 +99,11 @@ class UnitWriter:
         self._tables.append(rows)
         self._failed.extend(failed)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the rows so far."""
+        return sum(table.nbytes for table in self._tables)
+
     def commit(self) -> Receipt:
         """Publish the unit. Raises UnavailableError when the store stays unclear about it, DataError
         where a part that was declared deterministic is there with other bytes."""

@@ -61,7 +61,7 @@ class CpuPipeline:
 
     def collect(self, inflight: InFlight) -> OutputBatch:
         """Return the results."""
-        return OutputBatch(inflight.batch, inflight.outputs, inflight.seconds)
+        return OutputBatch(inflight.batch, inflight.outputs, inflight.seconds, started=inflight.started)
 
 
 class CudaPipeline:

@@ -4,6 +4,7 @@
     encode         pool "encode":     steps -> EncodedChunk
     batches_of     thread "batch":    windows, length sorting, padding -> HostBatch
     overlap        threads "launch", "device":  upload, model, download -> OutputBatch
+                   (on a CPU: pool "compute", several batches at once)
     Gatherer.typed this thread:       postprocess, type -> TypedBatch
     Spills.add     this thread:       put aside what a long unit has finished
     windows_of     this thread:       group by window
@@ -16,7 +17,9 @@ is read. Batches never cross a unit's border.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,9 +28,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from batchinfer.crash import crash_point
-from batchinfer.data import Chunk, EncodedChunk, HostBatch, OutputBatch, Receipt, TypedBatch, Unit, UnitEnd
+from batchinfer.data import (
+    Chunk,
+    EncodedChunk,
+    HostBatch,
+    OutputBatch,
+    Receipt,
+    Trail,
+    TypedBatch,
+    Unit,
+    UnitEnd,
+)
 from batchinfer.engine.device import DevicePipeline, InFlight, overlap
 from batchinfer.engine.gather import Gatherer, windows_of
+from batchinfer.engine.room import Room
+from batchinfer.engine.timeline import Timeline
 from batchinfer.errors import unit_context
 from batchinfer.loader.batches import BatchPolicy
 from batchinfer.loader.prefetch import Bound, ordered_map, prefetch
@@ -44,8 +59,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-_COMMITS_IN_FLIGHT = 2
-_CHUNK_BYTES = 32 * 1024 * 1024
+_COMMITTERS = 4
+_BATCHES_AHEAD = 32
+_RESULTS_AHEAD = 8
+_CHUNK_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +81,10 @@ class Way:
     open_unit: Callable[[Unit], UnitWriter]
     readers: int
     chunk_rows: int
-    queue_bytes: int
+    room: Room
     depth: int
+    lanes: int
+    timeline: Timeline
 
 
 def run_units(
@@ -88,6 +107,7 @@ def run_units(
             with unit_context(unit):
                 receipt = writer.commit()
             way.spills.clear(unit.index)
+            way.timeline.committed()
             on_commit(receipt)
         except BaseException:
             # The loop below may be waiting for a unit that nobody will send now.
@@ -96,14 +116,15 @@ def run_units(
 
     with (
         closing(_results(units, way, stop)) as outputs,
-        ThreadPoolExecutor(_COMMITS_IN_FLIGHT, "commit") as pool,
+        ThreadPoolExecutor(_COMMITTERS, "commit") as pool,
     ):
-        commits: deque[Future[None]] = deque()
+        commits: deque[tuple[Future[None], int]] = deque()
         writer: UnitWriter | None = None
 
         def typed(outputs: Iterable[OutputBatch]) -> Iterator[TypedBatch]:
             """Finish batches as they come, and let the long units put them aside."""
             for output in outputs:
+                way.timeline.add(output)
                 done = way.gatherer.typed(output)
                 way.spills.add(done, pool)
                 yield done
@@ -114,10 +135,11 @@ def run_units(
                 writer = writer or way.open_unit(unit)
                 writer.write(way.gatherer.rows(window, batches), list(window.failed.values()))
                 if window.span.last:
-                    commits.append(pool.submit(commit, writer, unit))
+                    commits.append((pool.submit(commit, writer, unit), writer.num_bytes))
                     writer = None
-                _check(commits, at_most=_COMMITS_IN_FLIGHT)
-            _check(commits, at_most=0)
+                _wait(commits, at_most=way.room.commits)
+            _wait(commits, at_most=0)
+            way.timeline.close()
         finally:
             # Whoever waits for the next unit must wake up, or closing the stages would wait for it.
             stop.set()
@@ -125,25 +147,37 @@ def run_units(
 
 def _results(units: Iterable[Unit], way: Way, stop: threading.Event) -> Any:
     """Chain the stages up to the results; each runs ahead of the next, within its bounds."""
-    encode = _or_stop(way.encode, stop)
+    encode = _or_stop(_timed(way.encode), stop)
     submit, collect = _passing_done(way)
     collect = _or_stop(collect, stop)
-    chunks = prefetch(read(units, way), bound=Bound(8, way.queue_bytes), size_of=_chunk_bytes, name="read")
+    chunks = prefetch(read(units, way), bound=Bound(8, way.room.read), size_of=_chunk_bytes, name="read")
     encoded = prefetch(
         ordered_map(encode, chunks, threads=way.readers, name="encode"),
-        bound=Bound(64, way.queue_bytes),
+        bound=Bound(64, way.room.encoded),
         size_of=_encoded_bytes,
         name="encode",
     )
     batches = prefetch(
         batches_of(encoded, way.windows, way.batches),
-        bound=Bound(16, way.queue_bytes),
+        bound=Bound(_BATCHES_AHEAD, way.room.batches),
         size_of=_batch_bytes,
         name="batch",
     )
+    asked = way.timeline.asking(batches)
+    if way.lanes == 1:
+        results = overlap(submit, collect, asked, depth=way.depth)
+    else:
+
+        def compute(batch: HostBatch) -> OutputBatch:
+            """Compute one batch, beside others."""
+            return dataclasses.replace(collect(submit(batch)), lane=threading.get_ident())
+
+        results = ordered_map(
+            _or_stop(compute, stop), asked, threads=way.lanes, name="compute", ahead=_RESULTS_AHEAD
+        )
     return prefetch(
-        overlap(submit, collect, batches, depth=way.depth),
-        bound=Bound(16, way.queue_bytes),
+        results,
+        bound=Bound(_BATCHES_AHEAD, way.room.results),
         size_of=_output_bytes,
         name="device",
     )
@@ -173,6 +207,21 @@ def _passing_done(
     return submit, collect
 
 
+def _timed(
+    encode: Callable[[Chunk | UnitEnd], EncodedChunk | UnitEnd],
+) -> Callable[[_Read], EncodedChunk | UnitEnd]:
+    """Note when a chunk was read, and when it is encoded."""
+
+    def call(item: _Read) -> EncodedChunk | UnitEnd:
+        """Encode."""
+        encoded = encode(item.rows)
+        if isinstance(encoded, UnitEnd):
+            return encoded
+        return dataclasses.replace(encoded, trail=Trail(item.at, time.perf_counter()))
+
+    return call
+
+
 def _or_stop(function: Callable[[T], R], stop: threading.Event) -> Callable[[T], R]:
     """Set `stop` where the function fails: the stages before it may be waiting for a unit that will
     not come, and an error that closes them on its way out would wait for them."""
@@ -188,16 +237,25 @@ def _or_stop(function: Callable[[T], R], stop: threading.Event) -> Callable[[T],
     return call
 
 
-def read(units: Iterable[Unit], way: Way) -> Iterator[Chunk | UnitEnd]:
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """Rows as they were read, and when."""
+
+    rows: Chunk | UnitEnd
+    at: float
+
+
+def read(units: Iterable[Unit], way: Way) -> Iterator[_Read]:
     """Read units one after the other, each followed by its end."""
     for unit in units:
+        way.timeline.begin()
         with unit_context(unit):
             rows = _rows_per_chunk(unit, way)
             crash_point("read.open")
             for chunk in way.source.read(unit, schema=way.schema, columns=way.columns, batch_rows=rows):
-                yield chunk
+                yield _Read(chunk, time.perf_counter())
                 crash_point("read.mid")
-        yield UnitEnd(unit)
+        yield _Read(UnitEnd(unit), time.perf_counter())
 
 
 def _rows_per_chunk(unit: Unit, way: Way) -> int:
@@ -218,14 +276,18 @@ def _until(
         yield output
 
 
-def _check(commits: deque[Future[None]], *, at_most: int) -> None:
-    """Raise the error of a commit that failed; wait while more than `at_most` are under way."""
-    while commits and (len(commits) > at_most or commits[0].done()):
-        commits.popleft().result()
+def _wait(commits: deque[tuple[Future[None], int]], *, at_most: int) -> None:
+    """Raise the error of a commit that failed; wait while more than `at_most` bytes are under way, and
+    more than one unit of them (with `at_most` 0, for every one)."""
+    while commits:
+        waiting = sum(num_bytes for _, num_bytes in commits) + 1
+        if not commits[0][0].done() and (waiting <= at_most or (at_most > 0 and len(commits) == 1)):
+            return
+        commits.popleft()[0].result()
 
 
-def _chunk_bytes(item: Chunk | UnitEnd) -> int:
-    return item.rows.nbytes if isinstance(item, Chunk) else 0
+def _chunk_bytes(item: _Read) -> int:
+    return item.rows.rows.nbytes if isinstance(item.rows, Chunk) else 0
 
 
 def _encoded_bytes(item: EncodedChunk | UnitEnd) -> int:

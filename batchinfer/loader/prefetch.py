@@ -110,22 +110,22 @@ def prefetch(
 
 
 def ordered_map(
-    function: Callable[[T], R], items: Iterable[T], *, threads: int, name: str
+    function: Callable[[T], R], items: Iterable[T], *, threads: int, name: str, ahead: int = 1
 ) -> Generator[R, None, None]:
     """Yield `function(item)` for each item, in order, computed by so many threads.
 
     A result comes out as soon as it and those before it are ready, also while no further item comes.
+    `ahead` more items than threads are taken: so many wait at their side, or are done before their turn.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix=name) as pool:
         futures = _submitted(pool, function, items)
-        # One more than the threads: the next item waits at their side.
-        bound = Bound(items=threads + 1, num_bytes=1)
-        ahead = prefetch(futures, bound=bound, size_of=lambda _: 0, name=f"{name}-feed")
+        bound = Bound(items=threads + ahead, num_bytes=1)
+        submitted = prefetch(futures, bound=bound, size_of=lambda _: 0, name=f"{name}-feed")
         try:
-            for future in ahead:
+            for future in submitted:
                 yield future.result()
         finally:
-            ahead.close()
+            submitted.close()
 
 
 def _submitted(

@@ -57,6 +57,7 @@ def _pieces(chunk: EncodedChunk, *, room: int, size: int) -> Iterator[EncodedChu
             tensors=chunk.tensors.slice(low, high - low),
             good=chunk.good[low:high] - start,
             failed={row - start: error for row, error in chunk.failed.items() if start <= row < stop},
+            trail=chunk.trail,
         )
         start = stop
 
@@ -82,6 +83,7 @@ def _close(
             for row, error in chunk.failed.items()
         },
         num_batches=max(len(cuts), 1),
+        trail=pending[-1].trail,
     )
     yield from make_batches(window, rows, cuts, policy)
 

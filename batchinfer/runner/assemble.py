@@ -18,7 +18,9 @@ from batchinfer.engine.contract import Contract, check_contract
 from batchinfer.engine.device import open_pipeline
 from batchinfer.engine.encode import Encoder
 from batchinfer.engine.gather import Gatherer
+from batchinfer.engine.room import Room
 from batchinfer.engine.spill import Spills
+from batchinfer.engine.timeline import Timeline
 from batchinfer.engine.unit import Way
 from batchinfer.loader.batches import BatchPolicy
 from batchinfer.loader.windows import WindowPolicy
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from batchinfer.protocols import Backend
     from batchinfer.runner.messages import Start
 
-_WINDOW_BYTES = 64 * 1024 * 1024
+_WINDOW_BYTES = 32 * 1024 * 1024
 _ENCODE_BYTES = 16 * 1024 * 1024
 _MAX_CHUNK_ROWS = 4096
 
@@ -66,7 +68,7 @@ def assemble(start: Start, *, spilled: set[int]) -> Iterator[Assembly]:
             yield Assembly(backend, None, None, {})
             return
         contract = check_contract(job, schema, steps, backend, posts)
-        by, size = batch_size(job, start.device, ragged=contract.ragged)
+        by, size = batch_size(job, start.device, ragged=contract.ragged, row_bytes=contract.row_bytes)
         settings = {"batching.by": by, "batching.size": str(size), "device": start.device}
         if start.purpose == "check":
             yield Assembly(backend, contract, None, settings)
@@ -106,8 +108,10 @@ def assemble(start: Start, *, spilled: set[int]) -> Iterator[Assembly]:
             open_unit=open_unit,
             readers=int(job.compute.readers),
             chunk_rows=max(1, min(_MAX_CHUNK_ROWS, _ENCODE_BYTES // contract.row_bytes)),
-            queue_bytes=job.compute.queue_bytes,
+            room=Room.of(start.memory_bytes),
             depth=2 if start.device.startswith("cuda") else 1,
+            lanes=start.concurrency,
+            timeline=Timeline(start.concurrency),
         )
         yield Assembly(backend, contract, way, settings)
     finally:

@@ -30,6 +30,8 @@ def check_model(
         worker=0,
         device=device,
         threads=threads,
+        concurrency=1,
+        memory_bytes=1,
         layout={},
         metadata={},
         purpose=purpose,

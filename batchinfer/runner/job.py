@@ -243,7 +243,10 @@ class _Session:
         try:
             with interrupts.watched():
                 Supervisor(
-                    starts=[self._start(prepared, worker, device) for worker, device in enumerate(devices)],
+                    starts=[
+                        self._start(prepared, worker, device, num_workers=len(devices))
+                        for worker, device in enumerate(devices)
+                    ],
                     spawn=self._spawner(),
                     work=work,
                     emit=self.emit,
@@ -301,7 +304,7 @@ class _Session:
                 f"unit {receipt.unit} had been committed by another process; its output stands",
             )
 
-    def _start(self, prepared: Prepared, worker: int, device: str) -> Start:
+    def _start(self, prepared: Prepared, worker: int, device: str, *, num_workers: int) -> Start:
         plan = prepared.plan
         metadata = {
             "batchinfer.plan": plan.plan8,
@@ -315,6 +318,8 @@ class _Session:
             worker=worker,
             device=device,
             threads=int(self._job.compute.threads),
+            concurrency=int(self._job.compute.concurrency),
+            memory_bytes=int(self._job.compute.host_memory) // num_workers,
             layout=asdict(plan.layout(self._job.output.path)),
             metadata=metadata,
             model_state=prepared.model_state,

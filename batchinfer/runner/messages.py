@@ -35,6 +35,8 @@ class Start:
     worker: int
     device: str
     threads: int
+    concurrency: int
+    memory_bytes: int
     layout: dict[str, Any]
     metadata: dict[str, str]
     model_state: dict[str, str] = field(default_factory=dict)
@@ -68,6 +70,7 @@ class Ready:
     output_schema: str | None
     settings: dict[str, str]
     load_s: float
+    lanes: int = 1
     kind: Literal["ready"] = "ready"
 
 
@@ -83,9 +86,15 @@ class BatchNote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batches:
-    """Worker to parent: the forward passes since the last such message."""
+    """Worker to parent: the forward passes since the last such message.
+
+    `stages` are the seconds of each stage since the worker's start, `peak_bytes` its resident memory
+    at most.
+    """
 
     notes: tuple[BatchNote, ...]
+    stages: dict[str, float]
+    peak_bytes: int
     kind: Literal["batches"] = "batches"
 
 

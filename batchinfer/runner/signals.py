@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from batchinfer.errors import Interrupted
+from batchinfer.errors import BatchinferError, Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -41,6 +41,9 @@ class Interrupts:
             signal.signal(number, handler)
         os.close(self.fd)
         os.close(self._write_fd)
+        if self.received and isinstance(error, Exception) and not isinstance(error, BatchinferError):
+            # A library that was interrupted in the middle reports a fault of its own.
+            raise self.stopped() from error
 
     @contextmanager
     def watched(self) -> Iterator[None]:

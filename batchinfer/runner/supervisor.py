@@ -16,6 +16,7 @@ from batchinfer.errors import BY_EXIT_CODE, BatchinferError, DeviceError
 from batchinfer.events import (
     BatchFinished,
     Event,
+    StagesTimed,
     UnitCommitted,
     Warned,
     WorkerExited,
@@ -232,6 +233,7 @@ class Supervisor:
                         device=member.start.device,
                         load_s=message.load_s,
                         pid=member.worker.pid,
+                        lanes=message.lanes,
                     )
                 )
             case Batches():
@@ -247,6 +249,9 @@ class Supervisor:
                             padded_tokens=note.padded_tokens,
                         )
                     )
+                self._emit(
+                    StagesTimed(worker=member.index, seconds=message.stages, peak_bytes=message.peak_bytes)
+                )
             case Done():
                 member.watchdog.progress(now)
                 member.assigned.pop(message.receipt.unit, None)

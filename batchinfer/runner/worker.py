@@ -10,12 +10,13 @@ import ctypes
 import faulthandler
 import os
 import queue
+import resource
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from batchinfer import crash
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _FLUSH_S = 0.2
 _PR_SET_PDEATHSIG = 1
 _MAX_TRACE = 20_000
+_KIB = 1024
 
 
 class _Inbox:
@@ -96,6 +98,7 @@ class _Outbox:
         self._notes: list[BatchNote] = []
         self._lock = threading.Lock()
         self._flushed = time.monotonic()
+        self.stages: Callable[[], Mapping[str, float]] = dict
 
     def on_batch(self, output: OutputBatch) -> None:
         """Note a forward pass."""
@@ -115,8 +118,9 @@ class _Outbox:
         with self._lock:
             notes, self._notes = tuple(self._notes), []
             self._flushed = time.monotonic()
-        if notes:
-            self._channel.send(Batches(notes=notes))
+        stages = dict(self.stages())
+        if notes or stages:
+            self._channel.send(Batches(notes=notes, stages=stages, peak_bytes=peak_bytes()))
 
     def send(self, message: Ready | Done | Failed) -> None:
         """Send a message after the notes before it."""
@@ -169,10 +173,12 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
                 output_schema=_packed(assembly.contract),
                 settings=assembly.settings,
                 load_s=time.perf_counter() - started,
+                lanes=start.concurrency,
             )
         )
         if assembly.way is None:
             return
+        outbox.stages = assembly.way.timeline.seconds
         run_units(
             inbox.units(),
             assembly.way,
@@ -187,6 +193,11 @@ def _packed(contract: Contract | None) -> str | None:
     if contract is None:
         return None
     return base64.b64encode(contract.output.serialize().to_pybytes()).decode()
+
+
+def peak_bytes() -> int:
+    """Return the resident memory of this process at most so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
 
 
 def main() -> None:

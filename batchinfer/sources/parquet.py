@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from batchinfer.data import Block, Chunk, Entry, Shard, Unit
@@ -22,7 +21,6 @@ from batchinfer.sources.select import Selection, partition_guarantee
 _SUFFIXES = (".parquet", ".pq", ".parq")
 _KEPT_CURSORS = 2
 _BUFFER_BYTES = 2 * 1024 * 1024
-_PARQUET = ds.ParquetFileFormat()
 
 
 class ParquetOptions(SourceOptions):
@@ -119,8 +117,10 @@ class ParquetSource:
         every = set(range(len(shard.blocks)))
         if where is None or not where.may_prune(schema):
             return every
+        import pyarrow.dataset as ds  # late: it imports pandas where that is installed
+
         folders = partition_guarantee(shard, schema) if shard.partition else None
-        fragment = _PARQUET.make_fragment(opened.raw, partition_expression=folders)
+        fragment = ds.ParquetFileFormat().make_fragment(opened.raw, partition_expression=folders)
         try:
             kept = fragment.subset(filter=where.bind(schema), schema=schema)
         except pa.ArrowException:

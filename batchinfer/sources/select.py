@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from batchinfer.data import Chunk, Shard, Unit
 from batchinfer.errors import ContractError, DataError
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 _ROW = "\0row"
 _COUNTED_ROWS = 65_536
-_FOLDERS = ds.IpcFileFormat()  # stands for any format: only the folders' values are looked at
 
 
 def count_selected(source: Source, unit: Unit, *, schema: pa.Schema, limit: int) -> tuple[int, int]:
@@ -76,10 +74,13 @@ class Selection:
         """Tell whether the partition values of a shard leave any row that `where` can keep."""
         if self.where is None or not shard.partition:
             return True
-        fragment = _FOLDERS.make_fragment(
+        import pyarrow.dataset as ds  # late: it imports pandas where that is installed
+
+        folders = ds.IpcFileFormat()  # stands for any format: only the folders' values are looked at
+        fragment = folders.make_fragment(
             pa.BufferReader(b""), partition_expression=partition_guarantee(shard, schema)
         )
-        folder = ds.FileSystemDataset([fragment], schema, _FOLDERS)
+        folder = ds.FileSystemDataset([fragment], schema, folders)
         return next(folder.get_fragments(filter=self.where.bind(schema)), None) is not None
 
     def chunks(

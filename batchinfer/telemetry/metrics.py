@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from batchinfer.data import ErrorCode
+from batchinfer.data import STAGES, ErrorCode
 from batchinfer.telemetry.rates import WINDOW_S
 
 if TYPE_CHECKING:
@@ -124,6 +124,14 @@ def _batches(snapshot: Snapshot) -> Iterator[Metric]:
     )
     seconds.add_metric([], list(snapshot.batch_seconds), snapshot.batch_seconds_sum)
     yield seconds
+    stages = CounterMetricFamily(
+        "batchinfer_stage_seconds",
+        "Seconds of the devices: computing, or waiting by what was missing.",
+        labels=["stage"],
+    )
+    for stage in STAGES:
+        stages.add_metric([stage], snapshot.stage_seconds.get(stage, 0.0))
+    yield stages
 
 
 def _gpus(readings: tuple[Reading, ...]) -> Iterator[Metric]:

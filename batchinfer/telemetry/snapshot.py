@@ -57,6 +57,12 @@ class Snapshot:
     num_samples: int = 0
     real_tokens: int = 0
     padded_tokens: int = 0
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    """What the devices did: seconds of computing, and of waiting by what they waited for."""
+
+    peak_bytes: int = 0
+    """Resident memory of the workers at most, each at its own peak."""
+
     rows_per_second: float = 0.0
     mean_rows_per_second: float = 0.0
     samples_per_second: float = 0.0

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from rich.text import Text
 
+from batchinfer.data import STAGES
 from batchinfer.redact import redact
 from batchinfer.telemetry import figures
 from batchinfer.telemetry.screen import by_code
@@ -33,6 +34,7 @@ def summary(snapshot: Snapshot) -> list[Text]:
         return lines  # it came to nothing, and the error that ended it says why
     if snapshot.units_committed:
         lines.append(_line("speed", _speed(snapshot)))
+        lines += _stages(snapshot)
     lines.append(_line("output", figures.plain(snapshot.output)))
     lines += _errors(snapshot)
     if finished.complete:
@@ -107,6 +109,17 @@ def _speed(snapshot: Snapshot) -> str:
     if snapshot.padding_ratio is not None:
         parts.append(f"padding {figures.percent(snapshot.padding_ratio)}")
     return "   ".join(parts)
+
+
+def _stages(snapshot: Snapshot) -> Iterator[Text]:
+    """Say what the devices did with their time, and how much memory that took."""
+    whole = sum(snapshot.stage_seconds.values())
+    if whole:
+        shares = {stage: snapshot.stage_seconds[stage] / whole for stage in STAGES}
+        waits = "   ".join(f"{stage} {shares[stage] * 100:.1f}" for stage in STAGES[1:])
+        yield _line("device", f"computed {shares[STAGES[0]] * 100:.1f} %   waited for, in %: {waits}")
+    if snapshot.peak_bytes:
+        yield _line("memory", f"{figures.gib(snapshot.peak_bytes)} GiB in the workers at most")
 
 
 def _errors(snapshot: Snapshot) -> Iterator[Text]:

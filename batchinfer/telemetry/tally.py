@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +14,7 @@ from batchinfer.events import (
     Event,
     RunFinished,
     RunStarted,
+    StagesTimed,
     UnitCommitted,
     Warned,
     WorkerExited,
@@ -44,6 +45,9 @@ class _Worker:
     ready_at: float | None = None
     load_s: float = 0.0
     deaths: int = 0
+    lanes: int = 1
+    stages: Mapping[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
 
     def state_at(self, now: float, *, ended: bool) -> WorkerState:
         """Return what there is to show of it."""
@@ -53,8 +57,8 @@ class _Worker:
             device=self.device,
             state="gone" if ended else self.state,
             samples_per_second=self.samples.rate(now),
-            busy_ratio=min(1.0, self.computing.rate(now)),
-            mean_busy_ratio=min(1.0, self.compute_s / lived_s) if lived_s else 0.0,
+            busy_ratio=min(1.0, self.computing.rate(now) / self.lanes),
+            mean_busy_ratio=min(1.0, self.compute_s / lived_s / self.lanes) if lived_s else 0.0,
             load_s=self.load_s,
             deaths=self.deaths,
         )
@@ -82,6 +86,7 @@ class Tally:
         self._units = self._batches = self._num_samples = 0
         self._real_tokens = self._padded_tokens = 0
         self._last_commit: float | None = None
+        self._past_stages: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._error_samples: list[RowError] = []
 
@@ -103,6 +108,10 @@ class Tally:
                 self._ready(event, now)
             case BatchFinished():
                 self._batch(event, now)
+            case StagesTimed():
+                worker = self._worker(event.worker)
+                worker.stages = event.seconds
+                worker.peak_bytes = max(worker.peak_bytes, event.peak_bytes)
             case UnitCommitted():
                 self._commit(event, now)
             case WorkerExited():
@@ -120,7 +129,7 @@ class Tally:
     def _ready(self, event: WorkerReady, now: float) -> None:
         worker = self._worker(event.worker)
         worker.device, worker.state, worker.load_s = event.device, "running", event.load_s
-        worker.ready_at = now
+        worker.ready_at, worker.lanes = now, event.lanes
         worker.samples, worker.computing = Meter(), Meter()
         for meter in (worker.samples, worker.computing, self._rows, self._samples, self._tokens):
             meter.start(now)
@@ -167,6 +176,8 @@ class Tally:
         # What it had computed and not committed is done again.
         self._rows.add(now, -worker.in_flight)
         worker.in_flight = 0
+        self._past_stages.update(worker.stages)
+        worker.stages = {}
         worker.state = "restarting" if event.restarts else "gone"
         worker.deaths += event.restarts
 
@@ -205,6 +216,8 @@ class Tally:
             num_samples=self._num_samples,
             real_tokens=self._real_tokens,
             padded_tokens=self._padded_tokens,
+            stage_seconds=self._stages(),
+            peak_bytes=sum(worker.peak_bytes for worker in self._workers.values()),
             rows_per_second=(rate := self._rows.rate(now)),
             mean_rows_per_second=(settled - reused) / elapsed_s if elapsed_s > 0 else 0.0,
             samples_per_second=self._samples.rate(now),
@@ -220,6 +233,12 @@ class Tally:
             num_warnings=self._warnings,
             finished=finished,
         )
+
+    def _stages(self) -> dict[str, float]:
+        total = self._past_stages.copy()
+        for worker in self._workers.values():
+            total.update(worker.stages)
+        return dict(total)
 
 
 def _eta(rows_left: int, rows_per_second: float) -> float | None:

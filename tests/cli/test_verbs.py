@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -156,3 +159,26 @@ def test_version_and_completion(batchinfer: Run) -> None:
     """--version prints it; the shell completion can be shown."""
     assert batchinfer("--version").stdout.startswith("batchinfer 0.")
     assert "--install-completion" in batchinfer("--help").stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_a_signal_before_the_run(number: signal.Signals, code: int) -> None:
+    """Ctrl-C before anything has begun ends the command as such, also where a library that it interrupts
+    reports a fault of its own."""
+    script = f"""
+import os, sys, time
+from batchinfer.cli import app
+
+def interrupted(**_):
+    try:
+        os.kill(os.getpid(), {int(number)})
+        time.sleep(10)
+    except KeyboardInterrupt as error:
+        raise ValueError("the table cannot be built") from error
+
+app.app = interrupted
+sys.exit(app.run_app())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert "should not happen" not in done.stderr

@@ -10,7 +10,7 @@ import pytest
 
 from batchinfer.config import Job, Machine, batch_size, load_job, resolve, usable_cores
 from batchinfer.config.machine import _quota
-from batchinfer.errors import DeviceError, ExitCode
+from batchinfer.errors import DeviceError, ExitCode, JobFileError
 
 T4 = "Tesla T4"
 
@@ -24,14 +24,16 @@ def job_with(**sections: Any) -> Job:
 @pytest.mark.parametrize(
     ("compute", "machine", "devices", "workers", "threads", "readers"),
     [
-        ({}, Machine(8), ("cpu",), 1, 8, 4),
+        ({}, Machine(8), ("cpu",), 1, 1, 4),
+        ({"concurrency": 1}, Machine(8), ("cpu",), 1, 8, 4),
+        ({"concurrency": 2}, Machine(8), ("cpu",), 1, 4, 4),
         ({}, Machine(1), ("cpu",), 1, 1, 1),
         ({}, Machine(8, (T4, T4)), ("cuda:0", "cuda:1"), 1, 4, 4),
         ({}, Machine(2, (T4,) * 4), ("cuda:0", "cuda:1", "cuda:2", "cuda:3"), 1, 1, 1),
-        ({"devices": "cpu"}, Machine(8, (T4,)), ("cpu",), 1, 8, 4),
+        ({"devices": "cpu"}, Machine(8, (T4,)), ("cpu",), 1, 1, 4),
         ({"devices": 1}, Machine(8, (T4, T4)), ("cuda:0",), 1, 8, 4),
         ({"devices": ["cuda:1", "cpu"]}, Machine(8, (T4, T4)), ("cuda:1", "cpu"), 1, 4, 4),
-        ({"workers_per_device": 2}, Machine(8), ("cpu",), 2, 4, 4),
+        ({"workers_per_device": 2}, Machine(8), ("cpu",), 2, 1, 4),
         ({"threads": 3, "readers": 7}, Machine(8), ("cpu",), 1, 3, 7),
     ],
 )
@@ -50,6 +52,31 @@ def test_compute(
     assert (found.threads, found.readers) == (threads, readers)
 
 
+@pytest.mark.parametrize(
+    ("compute", "path", "concurrency"),
+    [
+        ({}, "m.onnx", 8),
+        ({"threads": 2}, "m.onnx", 4),
+        ({"workers_per_device": 4}, "m.onnx", 2),
+        ({"concurrency": 3}, "m.safetensors", 3),
+        ({}, "m.safetensors", 1),
+        ({"devices": 1}, "m.onnx", 1),
+    ],
+)
+def test_batches_at_once(compute: dict[str, Any], path: str, concurrency: int) -> None:
+    """On a CPU every core computes a batch of its own, where the model can be called by several threads."""
+    machine = Machine(8, (T4,) if "devices" in compute else ())
+    model = {"backend": "onnx" if path.endswith("onnx") else "torch", "path": path}
+    assert resolve(job_with(compute=compute, model=model), machine).compute.concurrency == concurrency
+
+
+def test_a_gpu_computes_one_batch_at_a_time() -> None:
+    """What a GPU cannot do is refused, and the way out is said."""
+    with pytest.raises(JobFileError, match="a GPU computes one batch") as caught:
+        resolve(job_with(compute={"concurrency": 2}), Machine(8, (T4,)))
+    assert "workers_per_device" in str(caught.value.hint)
+
+
 def test_every_choice_has_its_reason() -> None:
     """What was resolved can be printed: the value, and why it is that."""
     job = resolve(job_with(compute={"readers": 2}), Machine(8, (T4, T4)))
@@ -58,8 +85,10 @@ def test_every_choice_has_its_reason() -> None:
         "model.backend": ("onnx", "from the path"),
         "compute.devices": (("cuda:0", "cuda:1"), "every GPU (Tesla T4)"),
         "compute.workers_per_device": (1, "one each"),
+        "compute.concurrency": (1, "one after the other"),
         "compute.threads": (4, "8 cores / 2 workers"),
         "compute.readers": (2, "as asked"),
+        "compute.host_memory": (2 * 2**30, "1024 MiB a worker"),
     }
 
 
@@ -88,22 +117,32 @@ def test_devices_that_are_not_there(devices: Any, gpus: tuple[str, ...], message
 
 
 @pytest.mark.parametrize(
-    ("batching", "device", "ragged", "expected"),
+    ("batching", "device", "ragged", "row_bytes", "expected"),
     [
-        ({}, "cpu", False, ("rows", 64)),
-        ({}, "cuda:3", False, ("rows", 256)),
-        ({}, "cpu", True, ("tokens", 4096)),
-        ({}, "cuda:0", True, ("tokens", 16384)),
-        ({"by": "rows"}, "cpu", True, ("rows", 64)),
-        ({"size": 32}, "cpu", True, ("rows", 32)),
-        ({"size": 32, "by": "tokens"}, "cpu", True, ("tokens", 32)),
+        ({}, "cpu", False, 4, ("rows", 4096)),
+        ({}, "cpu", False, 1000, ("rows", 1024)),
+        ({}, "cpu", False, 3 * 224 * 224 * 4, ("rows", 8)),
+        ({}, "cuda:3", False, 3 * 224 * 224 * 4, ("rows", 256)),
+        ({}, "cuda:3", False, 3 * 224 * 224, ("rows", 1024)),
+        ({}, "cpu", True, 1, ("tokens", 512)),
+        ({}, "cuda:0", True, 1, ("tokens", 16384)),
+        ({"by": "rows"}, "cpu", True, 1, ("rows", 32)),
+        ({"size": 32}, "cpu", True, 1, ("rows", 32)),
+        ({"size": 32, "by": "tokens"}, "cpu", True, 1, ("tokens", 32)),
     ],
 )
 def test_batch_sizes(
-    batching: dict[str, Any], device: str, *, ragged: bool, expected: tuple[str, int]
+    batching: dict[str, Any], device: str, *, ragged: bool, row_bytes: int, expected: tuple[str, int]
 ) -> None:
-    """A batch is counted in tokens where rows vary in length, unless the job says a number of rows."""
-    assert batch_size(job_with(batching=batching), device, ragged=ragged) == expected
+    """A batch is counted in tokens where rows vary in length, unless the job says a number of rows; of
+    rows of one size there are as many as the device likes best."""
+    assert batch_size(job_with(batching=batching), device, ragged=ragged, row_bytes=row_bytes) == expected
+
+
+@pytest.mark.parametrize(("text", "size"), [(123, 123), ("512MiB", 2**29), ("1.5GB", 1_500_000_000)])
+def test_sizes_in_bytes(text: int | str, size: int) -> None:
+    """Memory is a number of bytes, or a text with its unit."""
+    assert resolve(job_with(compute={"host_memory": text}), Machine(1)).compute.host_memory == size
 
 
 def test_usable_cores() -> None:

@@ -277,7 +277,7 @@ def test_a_planted_file(tmp_path: Path, batchinfer: Run) -> None:
 def test_input_that_changes_while_it_is_read(tmp_path: Path, how: str) -> None:
     """An input file that is replaced or deleted after the plan ends the run with 65 and its name."""
     write_shards(tmp_path / "in", [300, 300, 300])
-    job = doubling_job(tmp_path, model={"seconds_per_batch": 0.1}, compute={"queue_bytes": 1000})
+    job = doubling_job(tmp_path, model={"seconds_per_batch": 0.1}, compute={"host_memory": 10_000})
     process = start("run", str(job))
     wait_for_parts(tmp_path / "out", 1)
     victim = tmp_path / "in" / "shard-2.parquet"

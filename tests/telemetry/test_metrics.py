@@ -24,6 +24,7 @@ FROZEN = {
     "batchinfer_tokens_per_second": ("gauge", set()),
     "batchinfer_eta_seconds": ("gauge", set()),
     "batchinfer_batches": ("counter", set()),
+    "batchinfer_stage_seconds": ("counter", {"stage"}),
     "batchinfer_batch_seconds": ("histogram", {"le"}),
     "batchinfer_gpu_utilization_ratio": ("gauge", {"gpu"}),
     "batchinfer_gpu_memory_used_bytes": ("gauge", {"gpu"}),
