@@ -16,7 +16,7 @@ from batchinfer.errors import BatchinferError, ExitCode
 
 if TYPE_CHECKING:
     from batchinfer.protocols import Observer
-    from batchinfer.runner.job import RunReport
+    from batchinfer.runner.report import RunReport
 
 __all__ = ["BatchinferError", "ExitCode", "RunReport", "run_job"]
 
@@ -28,6 +28,7 @@ def run_job(
     observers: Sequence[Observer] = (),
     shard: str | None = None,
     force: bool = False,
+    measure: bool = False,
     **overrides: Any,
 ) -> RunReport:
     """Run a job from Python: a job file's path, or the same tree as a mapping.
@@ -35,7 +36,8 @@ def run_job(
     `params` fill `${param:NAME}`; `overrides` set keys, with two underscores for the dot
     (`batching__size=128`). Relative paths in a mapping are relative to the working directory.
     `observers` hear the run's events; without any, nothing is printed. `shard` ("i/n") does every n-th
-    unit from i on, `force` begins a new generation of the output. Run it again to resume.
+    unit from i on, `force` begins a new generation of the output, `measure` compares the run with its model
+    alone, at the end. Run it again to resume.
 
     Raises a `BatchinferError` whose `exit_code` is what the command would have exited with:
     JobFileError, NoInputError, DataError, FingerprintError, DeviceError, BudgetExceeded and others.
@@ -51,13 +53,13 @@ def run_job(
     loaded = load_job(job, params=params or {}, overrides=settings)
     machine = Machine(cores=usable_cores(), gpus=tuple(gpu.name for gpu in gpus()))
     share = Share() if shard is None else share_of(shard)
-    return run(loaded, machine, observers, share=share, force=force)
+    return run(loaded, machine, observers, share=share, force=force, measure=measure)
 
 
 def __getattr__(name: str) -> Any:
     """Import `RunReport` when it is asked for: importing batchinfer itself costs nothing."""
     if name == "RunReport":
-        from batchinfer.runner.job import RunReport
+        from batchinfer.runner.report import RunReport
 
         return RunReport
     raise AttributeError(f"module 'batchinfer' has no attribute {name!r}")

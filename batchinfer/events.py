@@ -58,6 +58,17 @@ class StagesTimed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EfficiencyMeasured:
+    """How long a worker's rows took from the first batch to the last commit, in seconds, and how long
+    its model would have taken for them alone (`run --measure`)."""
+
+    worker: int
+    rows: int
+    seconds: float
+    model_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnitCommitted:
     """A unit's output exists for readers."""
 
@@ -111,6 +122,7 @@ Event: TypeAlias = (
     | WorkerReady
     | BatchFinished
     | StagesTimed
+    | EfficiencyMeasured
     | UnitCommitted
     | WorkerExited
     | WorkerSaid

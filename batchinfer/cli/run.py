@@ -40,6 +40,10 @@ def command(
         bool,
         typer.Option("--force", help="Compute everything anew, as a new generation beside the old one."),
     ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Compare with the model alone, at the end: some seconds more."),
+    ] = False,
     exit_empty: Annotated[
         int, typer.Option(metavar="CODE", help="Exit code when nothing left to do (0 or 99).")
     ] = 0,
@@ -59,6 +63,6 @@ def command(
         stream=sys.stderr,
         index=share.index,
     )
-    report = run(loaded, this_machine(), observers, share=share, force=force)
+    report = run(loaded, this_machine(), observers, share=share, force=force, measure=measure)
     if report.units_reused == report.units_total and exit_empty:
         raise typer.Exit(ExitCode.EMPTY)

@@ -30,7 +30,7 @@ class Timeline:
         self._asked: deque[tuple[float, float]] = deque()
         self._free: dict[int, float] = {}
         self._began: float | None = None
-        self._committed = 0.0
+        self.last_commit = 0.0
         self._lock = threading.Lock()
 
     def begin(self) -> None:
@@ -79,7 +79,7 @@ class Timeline:
 
     def committed(self) -> None:
         """Note that a unit is committed."""
-        self._committed = time.perf_counter()
+        self.last_commit = time.perf_counter()
 
     def close(self) -> None:
         """Book the time from the last batches to the last commit, once nothing is computed any more."""
@@ -91,7 +91,7 @@ class Timeline:
             for free in (*self._free.values(), *idle):
                 # The others had the last batches.
                 self._seconds["launch"] += last - free
-                self._seconds["write"] += max(self._committed - last, 0.0)
+                self._seconds["write"] += max(self.last_commit - last, 0.0)
 
     def seconds(self) -> Mapping[str, float]:
         """Return the seconds of each stage so far, over all lanes."""

@@ -21,7 +21,7 @@ import dataclasses
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -41,11 +41,12 @@ from batchinfer.data import (
 )
 from batchinfer.engine.device import DevicePipeline, InFlight, overlap
 from batchinfer.engine.gather import Gatherer, windows_of
+from batchinfer.engine.replay import Efficiency, Sample
 from batchinfer.engine.room import Room
 from batchinfer.engine.timeline import Timeline
 from batchinfer.errors import unit_context
 from batchinfer.loader.batches import BatchPolicy
-from batchinfer.loader.prefetch import Bound, ordered_map, prefetch
+from batchinfer.loader.prefetch import Bound, head_start, ordered_map, prefetch
 from batchinfer.loader.windows import WindowPolicy, batches_of
 
 if TYPE_CHECKING:
@@ -62,16 +63,23 @@ R = TypeVar("R")
 _COMMITTERS = 4
 _BATCHES_AHEAD = 32
 _RESULTS_AHEAD = 8
+MAX_CHUNK_ROWS = 4096
 _CHUNK_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """Rows as they were read, and when."""
+
+    rows: Chunk | UnitEnd
+    at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
     """Everything that a batch meets on its way, put together once per worker."""
 
-    source: Source
-    schema: pa.Schema
-    columns: tuple[str, ...]
+    chunks: Generator[Timed, None, None]
     encode: Encoder
     windows: WindowPolicy
     batches: BatchPolicy
@@ -85,10 +93,10 @@ class Way:
     depth: int
     lanes: int
     timeline: Timeline
+    sample: Sample | None = None
 
 
 def run_units(
-    units: Iterable[Unit],
     way: Way,
     *,
     on_batch: Callable[[OutputBatch], None],
@@ -114,8 +122,9 @@ def run_units(
             stop.set()
             raise
 
+    way.timeline.begin()
     with (
-        closing(_results(units, way, stop)) as outputs,
+        closing(_results(way, stop)) as outputs,
         ThreadPoolExecutor(_COMMITTERS, "commit") as pool,
     ):
         commits: deque[tuple[Future[None], int]] = deque()
@@ -130,7 +139,7 @@ def run_units(
                 yield done
 
         try:
-            for window, batches in windows_of(typed(_until(outputs, stop, on_batch))):
+            for window, batches in windows_of(typed(_until(outputs, stop, on_batch, way.sample))):
                 unit = window.span.unit
                 writer = writer or way.open_unit(unit)
                 writer.write(way.gatherer.rows(window, batches), list(window.failed.values()))
@@ -145,14 +154,13 @@ def run_units(
             stop.set()
 
 
-def _results(units: Iterable[Unit], way: Way, stop: threading.Event) -> Any:
+def _results(way: Way, stop: threading.Event) -> Any:
     """Chain the stages up to the results; each runs ahead of the next, within its bounds."""
     encode = _or_stop(_timed(way.encode), stop)
     submit, collect = _passing_done(way)
     collect = _or_stop(collect, stop)
-    chunks = prefetch(read(units, way), bound=Bound(8, way.room.read), size_of=_chunk_bytes, name="read")
     encoded = prefetch(
-        ordered_map(encode, chunks, threads=way.readers, name="encode"),
+        ordered_map(encode, _pieces(way.chunks, way.chunk_rows), threads=way.readers, name="encode"),
         bound=Bound(64, way.room.encoded),
         size_of=_encoded_bytes,
         name="encode",
@@ -163,23 +171,42 @@ def _results(units: Iterable[Unit], way: Way, stop: threading.Event) -> Any:
         size_of=_batch_bytes,
         name="batch",
     )
-    asked = way.timeline.asking(batches)
-    if way.lanes == 1:
-        results = overlap(submit, collect, asked, depth=way.depth)
-    else:
-
-        def compute(batch: HostBatch) -> OutputBatch:
-            """Compute one batch, beside others."""
-            return dataclasses.replace(collect(submit(batch)), lane=threading.get_ident())
-
-        results = ordered_map(
-            _or_stop(compute, stop), asked, threads=way.lanes, name="compute", ahead=_RESULTS_AHEAD
-        )
     return prefetch(
-        results,
+        _computed(submit, collect, way.timeline.asking(batches), way, stop),
         bound=Bound(_BATCHES_AHEAD, way.room.results),
         size_of=_output_bytes,
         name="device",
+    )
+
+
+def _computed(
+    submit: Callable[[HostBatch], InFlight],
+    collect: Callable[[InFlight], OutputBatch],
+    batches: Iterable[HostBatch],
+    way: Way,
+    stop: threading.Event,
+) -> Generator[OutputBatch, None, None]:
+    """Compute batches: queued on a device one after the other, or in lanes beside each other."""
+    if way.lanes == 1:
+        return overlap(submit, collect, batches, depth=way.depth)
+
+    def compute(batch: HostBatch) -> OutputBatch:
+        """Compute one batch, beside others."""
+        return dataclasses.replace(collect(submit(batch)), lane=threading.get_ident())
+
+    return ordered_map(
+        _or_stop(compute, stop), batches, threads=way.lanes, name="compute", ahead=_RESULTS_AHEAD
+    )
+
+
+def measure(way: Way) -> Efficiency | None:
+    """Compare a run that has ended with its model alone; None where it was not asked, or computed nothing."""
+    if way.sample is None:
+        return None
+    submit, collect = way.pipeline.submit, way.pipeline.collect
+    stop = threading.Event()
+    return way.sample.measure(
+        lambda batches: _computed(submit, collect, batches, way, stop), committed=way.timeline.last_commit
     )
 
 
@@ -209,10 +236,10 @@ def _passing_done(
 
 def _timed(
     encode: Callable[[Chunk | UnitEnd], EncodedChunk | UnitEnd],
-) -> Callable[[_Read], EncodedChunk | UnitEnd]:
+) -> Callable[[Timed], EncodedChunk | UnitEnd]:
     """Note when a chunk was read, and when it is encoded."""
 
-    def call(item: _Read) -> EncodedChunk | UnitEnd:
+    def call(item: Timed) -> EncodedChunk | UnitEnd:
         """Encode."""
         encoded = encode(item.rows)
         if isinstance(encoded, UnitEnd):
@@ -237,41 +264,61 @@ def _or_stop(function: Callable[[T], R], stop: threading.Event) -> Callable[[T],
     return call
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """Rows as they were read, and when."""
+def start_reading(
+    units: Iterable[Unit], source: Source, *, schema: pa.Schema, columns: Sequence[str], room: Room
+) -> Generator[Timed, None, None]:
+    """Begin to read some columns, with the types of the plan's schema, in a thread. What comes back must
+    be closed."""
+    items = read(units, source, schema, columns)
+    return head_start(items, bound=Bound(8, room.read), size_of=_chunk_bytes, name="read")
 
-    rows: Chunk | UnitEnd
-    at: float
 
-
-def read(units: Iterable[Unit], way: Way) -> Iterator[_Read]:
+def read(
+    units: Iterable[Unit], source: Source, schema: pa.Schema, columns: Sequence[str]
+) -> Generator[Timed, None, None]:
     """Read units one after the other, each followed by its end."""
     for unit in units:
-        way.timeline.begin()
         with unit_context(unit):
-            rows = _rows_per_chunk(unit, way)
+            rows = _rows_per_chunk(unit)
             crash_point("read.open")
-            for chunk in way.source.read(unit, schema=way.schema, columns=way.columns, batch_rows=rows):
-                yield _Read(chunk, time.perf_counter())
+            for chunk in source.read(unit, schema=schema, columns=columns, batch_rows=rows):
+                yield Timed(chunk, time.perf_counter())
                 crash_point("read.mid")
-        yield _Read(UnitEnd(unit), time.perf_counter())
+        yield Timed(UnitEnd(unit), time.perf_counter())
 
 
-def _rows_per_chunk(unit: Unit, way: Way) -> int:
-    """Keep a chunk near 32 MiB, by what the footer says of its rows. The same for every run."""
+def _rows_per_chunk(unit: Unit) -> int:
+    """Keep a chunk near 16 MiB, by what the footer says of its rows. The same for every run."""
     num_bytes = sum(block.num_bytes for block in unit.shard.blocks)
     row_bytes = max(num_bytes // max(unit.shard.num_rows, 1), 1)
-    return max(1, min(way.chunk_rows, _CHUNK_BYTES // row_bytes))
+    return max(1, min(MAX_CHUNK_ROWS, _CHUNK_BYTES // row_bytes))
+
+
+def _pieces(chunks: Generator[Timed, None, None], num_rows: int) -> Generator[Timed, None, None]:
+    """Cut chunks into pieces of at most so many rows: encoded, they may be far larger."""
+    with closing(chunks):
+        for item in chunks:
+            if isinstance(item.rows, UnitEnd) or len(item.rows.numbers) <= num_rows:
+                yield item
+                continue
+            whole = item.rows
+            for at in range(0, len(whole.numbers), num_rows):
+                rows, numbers = whole.rows.slice(at, num_rows), whole.numbers[at : at + num_rows]
+                yield Timed(Chunk(whole.unit, rows, numbers), item.at)
 
 
 def _until(
-    outputs: Iterable[OutputBatch], stop: threading.Event, on_batch: Callable[[OutputBatch], None]
+    outputs: Iterable[OutputBatch],
+    stop: threading.Event,
+    on_batch: Callable[[OutputBatch], None],
+    sample: Sample | None,
 ) -> Iterator[OutputBatch]:
     for output in outputs:
         if stop.is_set():
             return
         if len(output.batch.rows) and output.restored is None:
+            if sample is not None:
+                sample.add(output)
             on_batch(output)
         yield output
 
@@ -286,7 +333,7 @@ def _wait(commits: deque[tuple[Future[None], int]], *, at_most: int) -> None:
         commits.popleft()[0].result()
 
 
-def _chunk_bytes(item: _Read) -> int:
+def _chunk_bytes(item: Timed) -> int:
     return item.rows.rows.nbytes if isinstance(item.rows, Chunk) else 0
 
 

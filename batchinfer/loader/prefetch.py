@@ -82,8 +82,27 @@ def prefetch(
     """Yield `items` in order while a thread produces the next ones.
 
     An error in the thread is raised here, after the good items before it. Closing the generator
-    ends the thread, and closes `items` in it, before it returns.
+    ends the thread, and closes `items` in it, before it returns. The thread starts when the first item
+    is asked for.
     """
+    ahead = _run_ahead(items, bound=bound, size_of=size_of, name=name)
+    next(ahead)
+    yield from ahead  # type: ignore[misc]
+
+
+def head_start(
+    items: Iterable[T], *, bound: Bound, size_of: Callable[[T], int], name: str
+) -> Generator[T, None, None]:
+    """Like `prefetch`, and the thread starts now. The generator must be closed also if it is not used."""
+    ahead = _run_ahead(items, bound=bound, size_of=size_of, name=name)
+    next(ahead)
+    return ahead  # type: ignore[return-value]
+
+
+def _run_ahead(
+    items: Iterable[T], *, bound: Bound, size_of: Callable[[T], int], name: str
+) -> Generator[T | None, None, None]:
+    """Yield None once the thread runs, then the items."""
     buffer: _Buffer[T] = _Buffer(bound)
 
     def run() -> None:
@@ -103,6 +122,7 @@ def prefetch(
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     try:
+        yield None
         yield from buffer
     finally:
         buffer.close()

@@ -18,23 +18,24 @@ from batchinfer.engine.contract import Contract, check_contract
 from batchinfer.engine.device import open_pipeline
 from batchinfer.engine.encode import Encoder
 from batchinfer.engine.gather import Gatherer
+from batchinfer.engine.replay import Sample
 from batchinfer.engine.room import Room
 from batchinfer.engine.spill import Spills
 from batchinfer.engine.timeline import Timeline
-from batchinfer.engine.unit import Way
+from batchinfer.engine.unit import MAX_CHUNK_ROWS, Way
 from batchinfer.loader.batches import BatchPolicy
 from batchinfer.loader.windows import WindowPolicy
+from batchinfer.runner.ahead import ReadAhead, Units, columns_before_model
 from batchinfer.runner.model_state import require_unchanged
 from batchinfer.storage import open_store
 
 if TYPE_CHECKING:
     from batchinfer.data import Unit
-    from batchinfer.protocols import Backend
+    from batchinfer.protocols import Backend, Source
     from batchinfer.runner.messages import Start
 
-_WINDOW_BYTES = 32 * 1024 * 1024
-_ENCODE_BYTES = 16 * 1024 * 1024
-_MAX_CHUNK_ROWS = 4096
+_WINDOW_BYTES = 64 * 1024 * 1024
+_CHUNK_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +49,11 @@ class Assembly:
 
 
 @contextmanager
-def assemble(start: Start, *, spilled: set[int]) -> Iterator[Assembly]:
+def assemble(start: Start, *, units: Units, spilled: set[int]) -> Iterator[Assembly]:
     """Build and load everything that a job names; close the model at the end. `spilled` will name
     the units that have finished batches put aside.
+
+    The first of the units are read while the model is loaded, where the columns are known without it.
 
     Raises ContractError where the parts do not fit, and what loading the model raises.
     """
@@ -61,6 +64,14 @@ def assemble(start: Start, *, spilled: set[int]) -> Iterator[Assembly]:
     posts = [registry.load("postprocessors", step.name)(step.options) for step in job.postprocess]
     backend: Backend = registry.load("backends", job.model.backend)(job.model)
     schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(start.schema)))
+    room = Room.of(start.memory_bytes)
+    early: ReadAhead | None = None
+    if start.purpose == "run":
+        source: Source = registry.load("sources", job.input.format)(job.input)
+        early = ReadAhead(units, source, schema, room)
+        guessed = columns_before_model(job, schema, steps)
+        if guessed is not None:
+            early.begin(guessed)
     try:
         backend.load(start.device, threads=start.threads)
         require_unchanged(job, start.model_state)
@@ -88,12 +99,12 @@ def assemble(start: Start, *, spilled: set[int]) -> Iterator[Assembly]:
                 deterministic=job.output.commit == "deterministic",
             )
 
+        assert early is not None
+        windows = _window_policy(job, contract, size=size)
         way = Way(
-            source=registry.load("sources", job.input.format)(job.input),
-            schema=schema,
-            columns=contract.read_columns,
+            chunks=early.begin(contract.read_columns),
             encode=Encoder(job, contract, steps, run=start.run),
-            windows=_window_policy(job, contract, size=size),
+            windows=windows,
             batches=BatchPolicy(size=size, by_tokens=by == "tokens", bindings=contract.bindings),
             pipeline=open_pipeline(backend, start.device),
             spills=Spills(
@@ -107,21 +118,25 @@ def assemble(start: Start, *, spilled: set[int]) -> Iterator[Assembly]:
             gatherer=Gatherer(contract, [step.name for step in job.postprocess], posts),
             open_unit=open_unit,
             readers=int(job.compute.readers),
-            chunk_rows=max(1, min(_MAX_CHUNK_ROWS, _ENCODE_BYTES // contract.row_bytes)),
-            room=Room.of(start.memory_bytes),
+            chunk_rows=min(windows.rows, MAX_CHUNK_ROWS),
+            room=room,
             depth=2 if start.device.startswith("cuda") else 1,
             lanes=start.concurrency,
             timeline=Timeline(start.concurrency),
+            sample=Sample(start.concurrency) if start.measure else None,
         )
         yield Assembly(backend, contract, way, settings)
     finally:
+        if early is not None:
+            early.close()
         backend.close()
 
 
 def _window_policy(job: Job, contract: Contract, *, size: int) -> WindowPolicy:
-    """Bound a window in rows and bytes; for dense rows, at a whole number of batches."""
+    """Bound a window in rows and bytes. Dense rows need not be sorted: theirs is as small as reading them
+    in pieces is still cheap, and a whole number of batches, so that nothing is copied together."""
     if contract.ragged:
-        return WindowPolicy(job.batching.window_rows, 2 * _WINDOW_BYTES)
-    rows = min(job.batching.window_rows, _WINDOW_BYTES // contract.row_bytes)
+        return WindowPolicy(job.batching.window_rows, _WINDOW_BYTES)
+    rows = min(MAX_CHUNK_ROWS, _CHUNK_BYTES // contract.row_bytes)
     # Carried columns count as well: they end a window early only where their rows are huge.
-    return WindowPolicy(max(rows // size, 1) * size, 8 * _WINDOW_BYTES)
+    return WindowPolicy(max(rows // size, 1) * size, _WINDOW_BYTES)

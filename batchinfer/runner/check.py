@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from batchinfer.errors import BatchinferError
+from batchinfer.runner.endings import died_of, rebuild
 from batchinfer.runner.messages import Failed, Ready, Start
 from batchinfer.runner.process import LineTail, ProcessWorker
-from batchinfer.runner.supervisor import died_of, rebuild
 
 if TYPE_CHECKING:
     from batchinfer.config import Job

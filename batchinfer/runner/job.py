@@ -5,12 +5,12 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from batchinfer.clock import SystemClock
 from batchinfer.config import Job, Machine, resolve
-from batchinfer.data import Receipt, RowError
+from batchinfer.data import Receipt
 from batchinfer.errors import BatchinferError, ExitCode, UnavailableError
 from batchinfer.events import Event, RunFinished, RunStarted, Warned
 from batchinfer.runner.budget import Budget
@@ -24,44 +24,13 @@ from batchinfer.runner.output import probe, store_plan
 from batchinfer.runner.prepare import Prepared, prepare
 from batchinfer.runner.presence import Presence, new_owner
 from batchinfer.runner.process import InlineWorker, ProcessWorker, Worker
+from batchinfer.runner.report import RunReport
 from batchinfer.runner.shares import Share
 from batchinfer.runner.signals import Interrupts
 from batchinfer.runner.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from batchinfer.protocols import Observer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunReport:
-    """What the output holds now, and what this run did for it.
-
-    `rows_in == rows_ok + rows_error + rows_filtered`, over the whole output. `rows_reused` of
-    `rows_in` were committed by earlier runs. Where other processes still have `units_left` to do,
-    the rows are those that this run has done.
-    """
-
-    job: str
-    run: str
-    plan: str
-    output: str
-    exit_code: int
-    rows_in: int
-    rows_ok: int
-    rows_error: int
-    rows_filtered: int
-    rows_reused: int
-    units_total: int
-    units_reused: int
-    seconds: float
-    units_left: int = 0
-    errors: tuple[RowError, ...] = ()
-    settings: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def rows_per_second(self) -> float:
-        """Rows that this run did per second of wall time, start-up included."""
-        return (self.rows_in - self.rows_reused) / self.seconds if self.seconds else 0.0
 
 
 def run(
@@ -71,12 +40,14 @@ def run(
     *,
     share: Share | None = None,
     force: bool = False,
+    measure: bool = False,
 ) -> RunReport:
     """Run a job to its end and report. Raises what ended it early; observers hear of it first.
 
-    With a `share`, only this process's part of it. `force` begins a new generation of the output.
+    With a `share`, only this process's part of it. `force` begins a new generation of the output;
+    `measure` compares the run with its model alone, at the end.
     """
-    session = _Session(resolve(job, machine), observers, share or Share(), force=force)
+    session = _Session(resolve(job, machine), observers, share or Share(), force=force, measure=measure)
     try:
         report = session.run()
     except BaseException as error:
@@ -119,11 +90,14 @@ class _OtherPlanError(Exception):
 class _Session:
     """One run: what it found, what it did."""
 
-    def __init__(self, job: Job, observers: Sequence[Observer], share: Share, *, force: bool) -> None:
+    def __init__(
+        self, job: Job, observers: Sequence[Observer], share: Share, *, force: bool, measure: bool
+    ) -> None:
         self._job = job
         self._observers = observers
         self._share = share
         self._force = force
+        self._measure = measure
         self._run_id = secrets.token_hex(4)
         self._began = time.monotonic()
         self._receipts: dict[int, Receipt] = {}
@@ -323,6 +297,7 @@ class _Session:
             layout=asdict(plan.layout(self._job.output.path)),
             metadata=metadata,
             model_state=prepared.model_state,
+            measure=self._measure,
         )
 
     def _spawner(self) -> Callable[[Start], Worker]:

@@ -40,6 +40,7 @@ class Start:
     layout: dict[str, Any]
     metadata: dict[str, str]
     model_state: dict[str, str] = field(default_factory=dict)
+    measure: bool = False
     purpose: Literal["run", "check", "describe"] = "run"
     kind: Literal["start"] = "start"
 
@@ -99,6 +100,16 @@ class Batches:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Worker to parent, at the end: how long its rows took, and how long the model alone would have."""
+
+    rows: int
+    seconds: float
+    model_s: float
+    kind: Literal["measured"] = "measured"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """Worker to parent: a unit is committed."""
 
@@ -118,7 +129,7 @@ class Failed:
     kind: Literal["failed"] = "failed"
 
 
-Message: TypeAlias = Start | Assign | Stop | Ready | Batches | Done | Failed
+Message: TypeAlias = Start | Assign | Stop | Ready | Batches | Measured | Done | Failed
 
 _CODEC: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 

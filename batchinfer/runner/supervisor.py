@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from batchinfer.data import Receipt, Unit
-from batchinfer.errors import BY_EXIT_CODE, BatchinferError, DeviceError
+from batchinfer.errors import BatchinferError, DeviceError
 from batchinfer.events import (
     BatchFinished,
+    EfficiencyMeasured,
     Event,
     StagesTimed,
     UnitCommitted,
@@ -23,7 +24,8 @@ from batchinfer.events import (
     WorkerReady,
     WorkerSaid,
 )
-from batchinfer.runner.messages import Assign, Batches, Done, Failed, Message, Ready, Start, Stop
+from batchinfer.runner.endings import died_of, quoted, rebuild, standing
+from batchinfer.runner.messages import Assign, Batches, Done, Failed, Measured, Message, Ready, Start, Stop
 from batchinfer.runner.process import LineTail, Worker
 from batchinfer.runner.watchdog import Watchdog
 
@@ -35,9 +37,9 @@ _MAX_DEATHS = 3
 _FIRST_BACKOFF_S = 0.5
 _LONGEST_BACKOFF_S = 30.0
 _DUMP_S = 5.0
+_MEASURING_S = 600.0
 _LOST_S = 30.0
 _LAST_LINES = 8
-_WAITING = ("/threading.py", "/futures/thread.py", "/runner/worker.py")
 
 
 class Work(Protocol):
@@ -175,6 +177,7 @@ class Supervisor:
         if worker.output_fd is not None:
             self._selector.register(worker.output_fd, selectors.EVENT_READ, (member, self._overhear))
         self._tell(member, start)
+        self._feed(member)
 
     def _tell(self, member: _Member, message: Message) -> None:
         # A broken pipe: it is dying, and its other pipe will say so.
@@ -183,7 +186,9 @@ class Supervisor:
 
     def _feed(self, member: _Member) -> None:
         """Keep a worker two units ahead, so that it never waits for us."""
-        while member.ready and not member.stopping and len(member.assigned) < _UNITS_AHEAD + 1:
+        # One at first: it is read while the model is loaded.
+        most = _UNITS_AHEAD + 1 if member.ready else 1
+        while not member.stopping and len(member.assigned) < most:
             assign = self._work.take()
             if assign is None:
                 return
@@ -252,6 +257,15 @@ class Supervisor:
                 self._emit(
                     StagesTimed(worker=member.index, seconds=message.stages, peak_bytes=message.peak_bytes)
                 )
+            case Measured():
+                self._emit(
+                    EfficiencyMeasured(
+                        worker=member.index,
+                        rows=message.rows,
+                        seconds=message.seconds,
+                        model_s=message.model_s,
+                    )
+                )
             case Done():
                 member.watchdog.progress(now)
                 member.assigned.pop(message.receipt.unit, None)
@@ -306,7 +320,7 @@ class Supervisor:
         wait_s = min(_FIRST_BACKOFF_S * 2.0**member.deaths, _LONGEST_BACKOFF_S)
         stack = ""
         if member.stalled_at is not None:
-            stack = "\n  it stood at:\n" + _quoted(_standing(member.tail.lines))
+            stack = "\n  it stood at:\n" + quoted(standing(member.tail.lines))
         self._emit(
             Warned(
                 code="stalled" if stack else "worker_died",
@@ -319,7 +333,7 @@ class Supervisor:
 
     def _close_place(self, member: _Member, how: str, unit: Unit | None = None) -> None:
         """Start no worker there any more. Raises DeviceError where no place is left."""
-        said = _quoted(list(member.tail.lines)[-_LAST_LINES:])
+        said = quoted(list(member.tail.lines)[-_LAST_LINES:])
         told = f"worker {member.index} on {member.start.device} {how}"
         if self._members or self._vacancies:
             self._emit(Warned(code="device_given_up", message=f"{told}; the others go on"))
@@ -341,7 +355,10 @@ class Supervisor:
         for member in self._members:
             member.stopping = True
             self._tell(member, Stop(drain=drain))
-        deadline = time.monotonic() + self._grace_s
+        grace_s = self._grace_s
+        if drain and any(member.start.measure for member in self._members):
+            grace_s += _MEASURING_S
+        deadline = time.monotonic() + grace_s
         while self._members and time.monotonic() < deadline:
             for key, _ in self._selector.select(timeout=0.2):
                 self._listen_to_the_end(key.data)
@@ -366,35 +383,3 @@ class Supervisor:
             # Two workers that find the same fault in a job are one piece of news.
             if error.message != self._told:
                 self._emit(Warned(code="late_error", message=error.message))
-
-
-def rebuild(failure: Failed) -> BatchinferError:
-    """Make the error that a worker reported into one of ours again."""
-    kind = BY_EXIT_CODE.get(failure.exit_code, BatchinferError)
-    error = kind(failure.message, where=failure.where, hint=failure.hint)
-    error.details = failure.details
-    return error
-
-
-def died_of(code: int) -> str:
-    """Say in a few words how a process ended."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
-
-
-def _standing(lines: Iterable[str]) -> list[str]:
-    """Pick from a dump of stacks where each thread stood, those left out that wait for others."""
-    found, heads = [], False
-    for line in lines:
-        if heads and line.lstrip().startswith("File") and not any(name in line for name in _WAITING):
-            found.append(line.strip())
-        heads = "most recent call first" in line
-    return found
-
-
-def _quoted(lines: Iterable[str]) -> str:
-    return "\n".join(f"    {line}" for line in lines)

@@ -28,6 +28,7 @@ from batchinfer.runner.messages import (
     Channel,
     Done,
     Failed,
+    Measured,
     Ready,
     Start,
     Stop,
@@ -49,7 +50,10 @@ class _Inbox:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._units: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
+        self._taken: list[Unit] = []
+        self._reader = 0
         self.stop = threading.Event()
+        self.stop_early = False
         self.spilled: set[int] = set()
         """Units that an earlier attempt may have put batches aside for."""
         messages = channel.receive() or []
@@ -61,14 +65,22 @@ class _Inbox:
 
     def units(self) -> Iterator[Unit]:
         """Yield units as they are assigned, until the parent says that there are no more."""
-        while not self.stop.is_set():
+        reader = self._reader
+        yield from tuple(self._taken)
+        while not self.stop.is_set() and reader == self._reader:
             try:
                 unit = self._units.get(timeout=_FLUSH_S)
             except queue.Empty:
                 continue
             if unit is None:
+                self._units.put(None)  # for whoever comes next
                 return
+            self._taken.append(unit)
             yield unit
+
+    def rewind(self) -> None:
+        """End the iterator that is under way; the next one yields every unit again."""
+        self._reader += 1
 
     def _listen(self) -> None:
         while (messages := self._channel.receive()) is not None:
@@ -87,6 +99,7 @@ class _Inbox:
             elif isinstance(message, Stop):
                 self._units.put(None)
                 if not message.drain:
+                    self.stop_early = True
                     self.stop.set()
 
 
@@ -122,7 +135,7 @@ class _Outbox:
         if notes or stages:
             self._channel.send(Batches(notes=notes, stages=stages, peak_bytes=peak_bytes()))
 
-    def send(self, message: Ready | Done | Failed) -> None:
+    def send(self, message: Ready | Done | Measured | Failed) -> None:
         """Send a message after the notes before it."""
         self.flush()
         self._channel.send(message)
@@ -160,12 +173,12 @@ def serve(channel: Channel) -> int:
 
 def _work(inbox: _Inbox, outbox: _Outbox) -> None:
     # Late: the heavy libraries are loaded here, in the worker, and nowhere else.
-    from batchinfer.engine.unit import run_units
+    from batchinfer.engine.unit import measure, run_units
     from batchinfer.runner.assemble import assemble
 
     started = time.perf_counter()
     start = inbox.start
-    with assemble(start, spilled=inbox.spilled) as assembly:
+    with assemble(start, units=inbox, spilled=inbox.spilled) as assembly:
         outbox.send(
             Ready(
                 inputs=tuple(assembly.backend.inputs),
@@ -180,13 +193,16 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
             return
         outbox.stages = assembly.way.timeline.seconds
         run_units(
-            inbox.units(),
             assembly.way,
             on_batch=outbox.on_batch,
             on_commit=lambda receipt: outbox.send(Done(receipt=receipt)),
             stop=inbox.stop,
         )
         outbox.flush()
+        # Not where the run was stopped: then somebody waits for the end.
+        found = None if inbox.stop_early else measure(assembly.way)
+        if found is not None:
+            outbox.send(Measured(rows=found.rows, seconds=found.seconds, model_s=found.model_s))
 
 
 def _packed(contract: Contract | None) -> str | None:

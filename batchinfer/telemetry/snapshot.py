@@ -63,6 +63,10 @@ class Snapshot:
     peak_bytes: int = 0
     """Resident memory of the workers at most, each at its own peak."""
 
+    steady_rate: float = 0.0
+    model_rate: float = 0.0
+    """Rows per second from the first batch to the last commit, and of the model alone; 0 if not measured."""
+
     rows_per_second: float = 0.0
     mean_rows_per_second: float = 0.0
     samples_per_second: float = 0.0

@@ -118,6 +118,10 @@ def _stages(snapshot: Snapshot) -> Iterator[Text]:
         shares = {stage: snapshot.stage_seconds[stage] / whole for stage in STAGES}
         waits = "   ".join(f"{stage} {shares[stage] * 100:.1f}" for stage in STAGES[1:])
         yield _line("device", f"computed {shares[STAGES[0]] * 100:.1f} %   waited for, in %: {waits}")
+    if snapshot.model_rate:
+        ratio = snapshot.steady_rate / snapshot.model_rate
+        rates = f"{figures.short(snapshot.steady_rate)} of {figures.short(snapshot.model_rate)} rows/s"
+        yield _line("measured", f"{ratio * 100:.1f} % of the model alone ({rates})")
     if snapshot.peak_bytes:
         yield _line("memory", f"{figures.gib(snapshot.peak_bytes)} GiB in the workers at most")
 

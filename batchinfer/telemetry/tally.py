@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from batchinfer.events import (
     BatchFinished,
+    EfficiencyMeasured,
     Event,
     RunFinished,
     RunStarted,
@@ -48,6 +49,17 @@ class _Worker:
     lanes: int = 1
     stages: Mapping[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
+    rate: float = 0.0
+    alone_rate: float = 0.0
+
+    def measured(self, event: StagesTimed | EfficiencyMeasured) -> None:
+        """Note what it says of itself."""
+        if isinstance(event, StagesTimed):
+            self.stages = event.seconds
+            self.peak_bytes = max(self.peak_bytes, event.peak_bytes)
+            return
+        self.rate = event.rows / event.seconds if event.seconds else 0.0
+        self.alone_rate = event.rows / event.model_s if event.model_s else 0.0
 
     def state_at(self, now: float, *, ended: bool) -> WorkerState:
         """Return what there is to show of it."""
@@ -108,10 +120,8 @@ class Tally:
                 self._ready(event, now)
             case BatchFinished():
                 self._batch(event, now)
-            case StagesTimed():
-                worker = self._worker(event.worker)
-                worker.stages = event.seconds
-                worker.peak_bytes = max(worker.peak_bytes, event.peak_bytes)
+            case StagesTimed() | EfficiencyMeasured():
+                self._worker(event.worker).measured(event)
             case UnitCommitted():
                 self._commit(event, now)
             case WorkerExited():
@@ -218,6 +228,8 @@ class Tally:
             padded_tokens=self._padded_tokens,
             stage_seconds=self._stages(),
             peak_bytes=sum(worker.peak_bytes for worker in self._workers.values()),
+            steady_rate=sum(worker.rate for worker in self._workers.values()),
+            model_rate=sum(worker.alone_rate for worker in self._workers.values()),
             rows_per_second=(rate := self._rows.rate(now)),
             mean_rows_per_second=(settled - reused) / elapsed_s if elapsed_s > 0 else 0.0,
             samples_per_second=self._samples.rate(now),

@@ -237,6 +237,7 @@ def test_only_the_events_of_the_house_are_known() -> None:
     known = {
         "BatchFinished",
         "StagesTimed",
+        "EfficiencyMeasured",
         "WorkerSaid",
         *(cls.__name__ for cls in (RunStarted, RunFinished, UnitCommitted)),
     }
