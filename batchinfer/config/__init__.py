@@ -7,7 +7,7 @@ from batchinfer.config.fingerprints import Fingerprint, diff, fingerprint
 from batchinfer.config.hashing import content_sha256
 from batchinfer.config.job import Job, Step
 from batchinfer.config.load import load_job
-from batchinfer.config.machine import Machine, batch_size, resolve, usable_cores
+from batchinfer.config.machine import Machine, batch_size, resolve, usable_cores, window_rows
 from batchinfer.config.schema import json_schema
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "load_job",
     "resolve",
     "usable_cores",
+    "window_rows",
 ]

@@ -19,7 +19,9 @@ _CONCURRENT = frozenset({"onnx"})
 
 _TOKENS = {"cpu": 512, "cuda": 16_384}
 _BATCH_BYTES = {"cpu": 2**20, "cuda": 2**27}
-_FEWEST_ROWS, _MOST_ROWS = 8, {"cpu": 4096, "cuda": 65_536}
+_FEWEST_ROWS, _MOST_ROWS = 8, {"cpu": 8192, "cuda": 65_536}
+_WINDOW_BATCHES, _FEWEST_IN_WINDOW, _MOST_IN_WINDOW = 256, 4096, 32_768
+_MEAN_TOKENS = 64
 _HOST_MEMORY = {"cpu": 2**29, "cuda": 2**30}
 _RAGGED_ROWS = {"cpu": 32, "cuda": 256}
 """On CPUs small batches are the fastest: what a layer leaves is still in the cache for the next one."""
@@ -147,6 +149,18 @@ def batch_size(job: Job, device: str, *, ragged: bool, row_bytes: int) -> tuple[
         return by, _RAGGED_ROWS[kind]
     fitting = 2 ** round(math.log2(max(_BATCH_BYTES[kind] / row_bytes, 1)))
     return by, max(_FEWEST_ROWS, min(_MOST_ROWS[kind], fitting))
+
+
+def window_rows(job: Job, by: str, size: int) -> int:
+    """Return the rows within which ragged inputs are sorted, for batches of `size` rows or tokens.
+
+    Two hundred batches waste little on padding, and more would only keep the device waiting at first.
+    """
+    asked = job.batching.window_rows
+    if asked != "auto":
+        return asked
+    rows = size / _MEAN_TOKENS if by == "tokens" else size
+    return int(min(max(_WINDOW_BATCHES * rows, _FEWEST_IN_WINDOW), _MOST_IN_WINDOW))
 
 
 def usable_cores() -> int:

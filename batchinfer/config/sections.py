@@ -159,8 +159,9 @@ class BatchingOptions(Options):
     by: Literal["auto", "rows", "tokens"] = "auto"
     """What `size` counts. auto: rows where `size` is a number; else tokens where an input is ragged."""
 
-    window_rows: Count = 32_768
-    """Rows within which ragged inputs are sorted by length. The output keeps the source order."""
+    window_rows: Count | Literal["auto"] = "auto"
+    """Rows within which ragged inputs are sorted by length. The output keeps the source order. auto: some
+    hundred batches, 4,096 rows at least and 32,768 at most."""
 
 
 class OutputOptions(Options):

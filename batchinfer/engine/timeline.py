@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from batchinfer.data import HostBatch, OutputBatch
 
 
+_WAITS = 4096
+"""Waits that are remembered: a lane may be idle for as many batches as the others compute meanwhile."""
+
+
 class Timeline:
     """Books the time of so many lanes, from the first unit on. Safe to use from several threads."""
 
@@ -29,6 +33,8 @@ class Timeline:
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._asked: deque[tuple[float, float]] = deque()
         self._free: dict[int, float] = {}
+        self._looked = 0.0
+        self._waits: deque[tuple[str, float, float]] = deque(maxlen=_WAITS)
         self._began: float | None = None
         self.last_commit = 0.0
         self._lock = threading.Lock()
@@ -36,7 +42,7 @@ class Timeline:
     def begin(self) -> None:
         """Start to count, unless it has begun."""
         if self._began is None:
-            self._began = time.perf_counter()
+            self._began = self._looked = time.perf_counter()
 
     def asking(self, batches: Iterable[HostBatch]) -> Iterator[HostBatch]:
         """Pass on the batches that a device asks for, and note when it asked and when it got them."""
@@ -57,25 +63,34 @@ class Timeline:
     def add(self, output: OutputBatch) -> None:
         """Book the time up to the end of a batch, and of the wait before it. Batches come in order."""
         asked, got = self._asked.popleft()
-        if not output.started:
-            return  # it met no device
         trail = output.batch.window.trail
-        ended = output.started + output.compute_s
-        waits = (
+        for stage, until in (
             ("write", asked),
-            ("read", trail.read),
-            ("decode", trail.decoded),
+            ("read", min(trail.read, got)),
+            ("decode", min(trail.decoded, got)),
             ("pack", got),
-            ("launch", output.started),
-        )
-        with self._lock:
-            at = self._free.get(output.lane, self._began or asked)
-            for stage, until in waits:
-                until = min(max(until, at), max(output.started, at))  # noqa: PLW2901 - within the gap
-                self._seconds[stage] += until - at
-                at = until
-            self._seconds["compute"] += max(ended - at, 0.0)
-            self._free[output.lane] = max(ended, at)
+        ):
+            if until > self._looked:
+                self._waits.append((stage, self._looked, until))
+                self._looked = until
+        if output.started:
+            ended = output.started + output.compute_s
+            with self._lock:
+                free = self._free.get(output.lane, self._began or asked)
+                self._book(free, output.started)
+                self._seconds["compute"] += max(ended - max(output.started, free), 0.0)
+                self._free[output.lane] = max(ended, free)
+
+    def _book(self, start: float, stop: float) -> None:
+        """Book a gap of a lane on what all of them waited for meanwhile; what is left, on the launch."""
+        left = max(stop - start, 0.0)
+        for stage, began, ended in reversed(self._waits):
+            if ended <= start:
+                break
+            overlap = max(min(ended, stop) - max(began, start), 0.0)
+            self._seconds[stage] += overlap
+            left -= overlap
+        self._seconds["launch"] += max(left, 0.0)
 
     def committed(self) -> None:
         """Note that a unit is committed."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from batchinfer import registry
-from batchinfer.config import Job, batch_size
+from batchinfer.config import Job, batch_size, window_rows
 from batchinfer.engine.commit import OutputLayout, UnitWriter
 from batchinfer.engine.contract import Contract, check_contract
 from batchinfer.engine.device import open_pipeline
@@ -100,7 +100,7 @@ def assemble(start: Start, *, units: Units, spilled: set[int]) -> Iterator[Assem
             )
 
         assert early is not None
-        windows = _window_policy(job, contract, size=size)
+        windows = _window_policy(contract, size=size, ragged_rows=window_rows(job, by, size))
         way = Way(
             chunks=early.begin(contract.read_columns),
             encode=Encoder(job, contract, steps, run=start.run),
@@ -132,11 +132,11 @@ def assemble(start: Start, *, units: Units, spilled: set[int]) -> Iterator[Assem
         backend.close()
 
 
-def _window_policy(job: Job, contract: Contract, *, size: int) -> WindowPolicy:
+def _window_policy(contract: Contract, *, size: int, ragged_rows: int) -> WindowPolicy:
     """Bound a window in rows and bytes. Dense rows need not be sorted: theirs is as small as reading them
     in pieces is still cheap, and a whole number of batches, so that nothing is copied together."""
     if contract.ragged:
-        return WindowPolicy(job.batching.window_rows, _WINDOW_BYTES)
+        return WindowPolicy(ragged_rows, _WINDOW_BYTES)
     rows = min(MAX_CHUNK_ROWS, _CHUNK_BYTES // contract.row_bytes)
     # Carried columns count as well: they end a window early only where their rows are huge.
     return WindowPolicy(max(rows // size, 1) * size, _WINDOW_BYTES)

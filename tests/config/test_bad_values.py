@@ -53,14 +53,14 @@ CASES: dict[str, tuple[str | bytes, list[str]]] = {
         HEAD + "batching: {window_rows: 1_000}\n",
         [
             (
-                ":5:12  batching.window_rows: must be a whole number of at least 1, got '1_000' (text); "
+                ":5:12  batching.window_rows: must be 'auto' or a whole number of at least 1, got '1_000' (text); "
                 "write 1000"
             )
         ],
     ),
     "fraction where a whole number belongs": (
         HEAD + "batching: {window_rows: 1.5}\n",
-        [":5:12  batching.window_rows: must be a whole number of at least 1, got the number 1.5"],
+        [":5:12  batching.window_rows: must be 'auto' or a whole number of at least 1, got the number 1.5"],
     ),
     "number out of range": (
         HEAD + "compute: {readers: 0}\n",

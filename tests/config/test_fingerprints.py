@@ -181,7 +181,7 @@ def test_what_leaves_it(path: str) -> None:
 
 def test_defaults_are_filled_in() -> None:
     """Writing a default down changes nothing; nor do parameters, or the folder of the job."""
-    document = changed("batching", {"size": "auto", "window_rows": 32768})
+    document = changed("batching", {"size": "auto", "window_rows": "auto"})
     document["postprocess"] = [{"softmax": {"temperature": 1.0}}]
     document["input"] = {"path": "${param:p}", "format": "parquet"}
     document["params"] = {"p": "data"}

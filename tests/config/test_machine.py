@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from batchinfer.config import Job, Machine, batch_size, load_job, resolve, usable_cores
+from batchinfer.config import Job, Machine, batch_size, load_job, resolve, usable_cores, window_rows
 from batchinfer.config.machine import _quota
 from batchinfer.errors import DeviceError, ExitCode, JobFileError
 
@@ -119,7 +119,7 @@ def test_devices_that_are_not_there(devices: Any, gpus: tuple[str, ...], message
 @pytest.mark.parametrize(
     ("batching", "device", "ragged", "row_bytes", "expected"),
     [
-        ({}, "cpu", False, 4, ("rows", 4096)),
+        ({}, "cpu", False, 4, ("rows", 8192)),
         ({}, "cpu", False, 1000, ("rows", 1024)),
         ({}, "cpu", False, 3 * 224 * 224 * 4, ("rows", 8)),
         ({}, "cuda:3", False, 3 * 224 * 224 * 4, ("rows", 256)),
@@ -137,6 +137,21 @@ def test_batch_sizes(
     """A batch is counted in tokens where rows vary in length, unless the job says a number of rows; of
     rows of one size there are as many as the device likes best."""
     assert batch_size(job_with(batching=batching), device, ragged=ragged, row_bytes=row_bytes) == expected
+
+
+@pytest.mark.parametrize(
+    ("batching", "by", "size", "rows"),
+    [
+        ({}, "tokens", 512, 4096),
+        ({}, "tokens", 4096, 16_384),
+        ({}, "tokens", 16_384, 32_768),
+        ({}, "rows", 32, 8192),
+        ({"window_rows": 77}, "rows", 32, 77),
+    ],
+)
+def test_windows(batching: dict[str, Any], by: str, size: int, rows: int) -> None:
+    """A window has some hundred batches, or as many rows as the job says."""
+    assert window_rows(job_with(batching=batching), by, size) == rows
 
 
 @pytest.mark.parametrize(("text", "size"), [(123, 123), ("512MiB", 2**29), ("1.5GB", 1_500_000_000)])
