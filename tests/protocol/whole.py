@@ -94,6 +94,8 @@ def start(arguments: list[str], log: Path, *, point: str = "") -> int:
             os.setpgid(pid, pid)
         return pid
     try:
+        # As in a process that has just begun, and not as in the tests'.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.setpgid(0, 0)
         handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(handle, 1)
