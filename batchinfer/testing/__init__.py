@@ -1,0 +1,8 @@
+"""For tests and benchmarks, ours and yours: exams for components, and devices that only pretend."""
+
+from __future__ import annotations
+
+from batchinfer.testing.exams import check_backend
+from batchinfer.testing.virtual_clock import VirtualClock
+
+__all__ = ["VirtualClock", "check_backend"]
