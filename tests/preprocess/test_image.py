@@ -68,7 +68,7 @@ def test_draft(kind: str, resize: str) -> None:
     data = picture(640, 400, kind)
     options = {"size": 64, "resize": resize, "resize_to": 90, "dtype": "uint8", "layout": "hwc"}
     drafted, full = (encode(step(**options, draft=draft), [data]) for draft in (True, False))
-    image = Pillow.open(io.BytesIO(data))
+    image: Pillow.Image = Pillow.open(io.BytesIO(data))
     if resize != "none":
         image.draft(None, (90, 90) if resize == "shortest" else (64, 64))
     assert min(image.size) == (100 if kind == "JPEG" and resize != "none" else 400)
