@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import works
 
 HERE = Path(__file__).parent
-SHARDS = 8
+SHARDS = 4
 ROW_GROUP_BYTES = 16 << 20
 WORDNET = Path("/usr/share/wordnet")
 PICTURES = 400  # different ones; rows draw from them
