@@ -148,7 +148,12 @@ def save_minilm(folder: Path) -> None:
     import minilm
 
     minilm.export(folder / "model")
-    shutil.copytree(minilm.model_folder(), folder / "sentence-transformers")
+    copied = folder / "sentence-transformers"
+    shutil.copytree(minilm.model_folder(), copied)
+    # Where sentence-transformers looks for it; else it would export the model anew, at every start.
+    (copied / "onnx").mkdir()
+    for name in ("model.onnx", "model.onnx.data"):
+        (copied / "onnx" / name).hardlink_to(folder / "model" / name)
 
 
 def save_network(folder: Path) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 CORES = len(os.sched_getaffinity(0))
+SHAPES = [(1, CORES), (CORES, 1)]  # one model on all cores, or one for each
+_OURS = "compute.workers_per_device compute.threads"
 FILES = {
     "batchinfer": "ours.py",
     "plain": "plain.py",
@@ -37,10 +39,14 @@ class Plan:
     tries: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
 
     def grid(self, runner: str) -> Iterator[Settings]:
-        """Yield the settings of a search: every combination."""
+        """Yield the settings of a search: every combination. Keys may stand together, with a space."""
         tries = self.tries.get(runner) or {}
         for values in itertools.product(*tries.values()):
-            yield {**self.best[runner], **dict(zip(tries, values, strict=True))}
+            chosen = dict(self.best[runner])
+            for keys, value in zip(tries, values, strict=True):
+                together = value if isinstance(value, tuple) else (value,)
+                chosen.update(zip(keys.split(), together, strict=True))
+            yield chosen
 
 
 def _each(rows: int, batch: int) -> dict[str, Settings]:
@@ -83,8 +89,8 @@ def _device(seconds: float) -> Plan:
 def _text() -> Plan:
     best = _each(rows=512, batch=512)
     best["batchinfer"]["batching.by"] = "tokens"
-    best["sentence"] = {"workers": CORES, "threads": 1, "batch": 8, "backend": "torch"}
-    shape = {"workers": [1, CORES], "threads": [1, CORES], "batch": [512, 1_024], "rows": [256, 512]}
+    best["sentence"] = {"workers": 1, "threads": CORES, "batch": 16, "backend": "onnx"}
+    shape = {"workers threads": SHAPES, "batch": [512, 1_024], "rows": [256, 512]}
     return Plan(
         rows=1_536,
         small_rows=256,
@@ -92,26 +98,25 @@ def _text() -> Plan:
         tolerance=1e-4,
         best=best,
         tries={
-            "batchinfer": {
-                "compute.workers_per_device": [1, CORES],
-                "compute.threads": [1, CORES],
-                "batching.size": [512, 1_024],
-            },
-            "plain": {name: shape[name] for name in ("workers", "threads", "batch")},
-            "dataloader": shape,
+            "batchinfer": {_OURS: SHAPES, "batching.size": [512, 1_024]},
+            "plain": {name: shape[name] for name in ("workers threads", "batch")},
+            "dataloader": {"workers": [1, CORES], "threads": [1, CORES], "batch": [512, 1_024]},
             "ray": shape,
             "daft": {**shape, "process": [False, True]},
             "spark": {name: shape[name] for name in ("batch", "rows")},
-            "datasets": {name: shape[name] for name in ("workers", "batch", "rows")},
-            "sentence": {"workers": [1, CORES], "threads": [1, CORES], "batch": [4, 8, 16, 32]},
+            "datasets": {name: shape[name] for name in ("workers threads", "batch", "rows")},
+            # Its ONNX sessions cannot be sent to a pool of processes; torch's can.
+            "sentence": {
+                "workers threads backend": [(1, CORES, "onnx"), (1, CORES, "torch"), (CORES, 1, "torch")],
+                "batch": [4, 16, 64],
+            },
         },
     )
 
 
 def _rows(plan_rows: int, small: int, rows: list[int], batch: list[int]) -> Plan:
     """Return the plan of images or the table, which are searched alike."""
-    workers, threads = [1, CORES], [1, CORES]
-    shared = {"workers": workers, "threads": threads, "rows": rows, "batch": batch}
+    shared = {"workers threads": SHAPES, "rows": rows, "batch": batch}
     return Plan(
         rows=plan_rows,
         small_rows=small,
@@ -120,17 +125,16 @@ def _rows(plan_rows: int, small: int, rows: list[int], batch: list[int]) -> Plan
         best=_each(rows=rows[-1], batch=batch[0]),
         tries={
             "batchinfer": {
-                "compute.workers_per_device": workers,
-                "compute.threads": threads,
+                _OURS: SHAPES,
                 "compute.readers": [1, CORES],
                 "batching.size": batch,
             },
             "plain": {"workers": [CORES, CORES + 1], "batch": batch},
-            "dataloader": shared,
+            "dataloader": {"workers": [1, CORES], "threads": [1, CORES], "rows": rows, "batch": batch},
             "ray": {**shared, "cpus": [CORES + 1, CORES + 2]},
             "daft": {**shared, "process": [False, True]},
             "spark": {"rows": rows, "batch": batch},
-            "datasets": {"workers": workers, "rows": rows, "batch": batch},
+            "datasets": shared,
         },
     )
 
