@@ -153,7 +153,7 @@ def save_minilm(folder: Path) -> None:
     # Where sentence-transformers looks for it; else it would export the model anew, at every start.
     (copied / "onnx").mkdir()
     for name in ("model.onnx", "model.onnx.data"):
-        (copied / "onnx" / name).hardlink_to(folder / "model" / name)
+        shutil.copy(folder / "model" / name, copied / "onnx" / name)
 
 
 def save_network(folder: Path) -> None:
