@@ -11,10 +11,10 @@ import os
 os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
-import daft  # noqa: E402 - reads its settings when it is imported
-import pyarrow as pa  # noqa: E402
-import works  # noqa: E402
-from daft import DataType, Series  # noqa: E402
+import daft
+import pyarrow as pa
+import works
+from daft import DataType, Series
 
 
 def main() -> None:

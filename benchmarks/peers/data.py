@@ -8,9 +8,10 @@ could play a part. It is renamed into place when it is complete.
 from __future__ import annotations
 
 import io
+import itertools
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def main() -> None:
 def write_shards(folder: Path, rows: int, columns: Callable[[int, int], dict[str, Any]]) -> None:
     """Write rows as several files, in row groups of about 16 MiB."""
     borders = np.linspace(0, rows, SHARDS + 1).astype(int)
-    for at, (start, stop) in enumerate(zip(borders[:-1], borders[1:], strict=True)):
+    for at, (start, stop) in enumerate(itertools.pairwise(borders)):
         table = pa.table({"id": np.arange(start, stop), **columns(start, stop)})
         groups = max(1, table.nbytes // ROW_GROUP_BYTES)
         pq.write_table(
@@ -166,7 +167,7 @@ def save_network(folder: Path) -> None:
     ]
     weights = {"scale": np.float32(1 / 255)}
     sizes = (3, 16, 32, 64, 128)
-    for at, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for at, (before, after) in enumerate(itertools.pairwise(sizes)):
         kernel = rng.standard_normal((after, before, 3, 3)) * np.sqrt(2 / (9 * before))
         weights[f"w{at}"] = kernel.astype(np.float32)
         conv = {"strides": [2, 2], "pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
@@ -190,7 +191,9 @@ def save_mlp(folder: Path) -> None:
         weights[f"w{at}"] = (rng.standard_normal((before, after)) / np.sqrt(before)).astype(np.float32)
         weights[f"b{at}"] = rng.standard_normal(after).astype(np.float32)
         last = at == 2  # noqa: PLR2004 - of three
-        nodes.append(("Gemm", [f"h{at}" if at else "features", f"w{at}", f"b{at}"], "y" if last else f"g{at}", {}))
+        nodes.append(
+            ("Gemm", [f"h{at}" if at else "features", f"w{at}", f"b{at}"], "y" if last else f"g{at}", {})
+        )
         if not last:
             nodes.append(("Relu", [f"g{at}"], f"h{at + 1}", {}))
     _save(folder / "model.onnx", nodes, weights, ("features", FLOAT, ["rows", 32]), ["rows", 1])

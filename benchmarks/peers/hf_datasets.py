@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
-import datasets  # noqa: E402 - reads its settings when it is imported
-import pyarrow as pa  # noqa: E402
-import works  # noqa: E402
+import datasets
+import pyarrow as pa
+import works
 
 
 def run(rows: pa.Table, order: works.Order) -> pa.Table:
@@ -26,7 +27,7 @@ def run(rows: pa.Table, order: works.Order) -> pa.Table:
 def main() -> None:
     """Run the work."""
     order = works.order()
-    with tempfile.TemporaryDirectory(dir=os.path.dirname(order.out)) as cache:
+    with tempfile.TemporaryDirectory(dir=Path(order.out).parent) as cache:
         rows = datasets.Dataset.from_parquet(
             order.shards, cache_dir=cache, columns=list(works.columns_of(order.work))
         )

@@ -32,7 +32,10 @@ class Shards(IterableDataset[Any]):
         ]
         for path, group in groups[at::workers]:
             batches = pq.ParquetFile(path).iter_batches(
-                self._order.settings["rows"], row_groups=[group], columns=list(model.columns), use_threads=False
+                self._order.settings["rows"],
+                row_groups=[group],
+                columns=list(model.columns),
+                use_threads=False,
             )
             for rows in batches:
                 yield torch.tensor(rows["id"].to_numpy()), tensors(model.encode(rows))
@@ -42,7 +45,9 @@ def tensors(encoded: Any) -> Any:
     """Turn arrays into tensors, which travel through shared memory."""
     if isinstance(encoded, tuple):
         count, batches = encoded
-        return count, [(torch.from_numpy(rows), {k: torch.from_numpy(v) for k, v in m.items()}) for rows, m in batches]
+        return count, [
+            (torch.from_numpy(rows), {k: torch.from_numpy(v) for k, v in m.items()}) for rows, m in batches
+        ]
     return torch.from_numpy(encoded if encoded.flags.writeable else encoded.copy())
 
 

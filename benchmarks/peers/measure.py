@@ -60,11 +60,11 @@ class Peak:
 def descendants() -> list[int]:
     """Return every process below this one; orphans are handed to it, so none is missed."""
     children: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                parent = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(entry))
+                parent = int(Path(f"/proc/{entry.name}/stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry.name))
     found, todo = [], [os.getpid()]
     while todo:
         below = children.get(todo.pop(), [])
@@ -78,7 +78,9 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(_SUBREAPER, 1)
 
 
-def measure(command: list[str], *, env: dict[str, str], folder: Path, log: Path, limit_s: float) -> dict[str, Any]:
+def measure(
+    command: list[str], *, env: dict[str, str], folder: Path, log: Path, limit_s: float
+) -> dict[str, Any]:
     """Run a command and return what it took. `folder` holds its stamps and its output `out`.
 
     Raises RuntimeError with the end of its log where it fails or takes too long.
@@ -99,7 +101,9 @@ def measure(command: list[str], *, env: dict[str, str], folder: Path, log: Path,
             _end_all()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}:\n{log.read_text()[-3000:]}")
+        raise RuntimeError(
+            f"{' '.join(command)} exited with {process.returncode}:\n{log.read_text()[-3000:]}"
+        )
     waited = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
         "whole_s": whole_s,

@@ -33,7 +33,15 @@ def job(order: works.Order) -> dict[str, Any]:
         },
         "images": {
             "preprocess": [
-                {"image": {"column": "jpeg", "to": "pixels", "resize": "stretch", "dtype": "uint8", "layout": "hwc"}}
+                {
+                    "image": {
+                        "column": "jpeg",
+                        "to": "pixels",
+                        "resize": "stretch",
+                        "dtype": "uint8",
+                        "layout": "hwc",
+                    }
+                }
             ],
             "model": {"path": f"{folder}/model.onnx"},
         },

@@ -88,7 +88,8 @@ def _device(seconds: float) -> Plan:
 
 def _text() -> Plan:
     best = _each(rows=512, batch=512)
-    best["batchinfer"]["batching.by"] = "tokens"
+    # A unit is what a worker takes: small ones let both end at the same time.
+    best["batchinfer"] |= {"batching.by": "tokens", "checkpoint.unit_rows": 192}
     best["sentence"] = {"workers": 1, "threads": CORES, "batch": 16, "backend": "onnx"}
     shape = {"workers threads": SHAPES, "batch": [512, 1_024], "rows": [256, 512]}
     return Plan(
@@ -98,7 +99,11 @@ def _text() -> Plan:
         tolerance=1e-4,
         best=best,
         tries={
-            "batchinfer": {_OURS: SHAPES, "batching.size": [512, 1_024]},
+            "batchinfer": {
+                _OURS: SHAPES,
+                "batching.size": [512, 1_024],
+                "checkpoint.unit_rows": [96, 192, 384],
+            },
             "plain": {name: shape[name] for name in ("workers threads", "batch")},
             "dataloader": {"workers": [1, CORES], "threads": [1, CORES], "batch": [512, 1_024]},
             "ray": shape,
@@ -114,18 +119,21 @@ def _text() -> Plan:
     )
 
 
-def _rows(plan_rows: int, small: int, rows: list[int], batch: list[int]) -> Plan:
+def _rows(
+    plan_rows: int, small: int, rows: list[int], batch: list[int], changed: dict[str, Settings]
+) -> Plan:
     """Return the plan of images or the table, which are searched alike."""
     shared = {"workers threads": SHAPES, "rows": rows, "batch": batch}
+    best = _each(rows=rows[0], batch=batch[0]) | changed
     return Plan(
         rows=plan_rows,
         small_rows=small,
         limit="sum",
         tolerance=1e-3,
-        best=_each(rows=rows[-1], batch=batch[0]),
+        best=best,
         tries={
             "batchinfer": {
-                _OURS: SHAPES,
+                _OURS: [*SHAPES, (1, 1)],
                 "compute.readers": [1, CORES],
                 "batching.size": batch,
             },
@@ -139,10 +147,23 @@ def _rows(plan_rows: int, small: int, rows: list[int], batch: list[int]) -> Plan
     )
 
 
+_IMAGES: dict[str, Settings] = {
+    "batchinfer": {
+        "compute.workers_per_device": 1,
+        "compute.threads": 1,
+        "compute.readers": CORES,
+        "batching.size": 16,
+    }
+}
+_TABLE: dict[str, Settings] = {
+    "daft": {"workers": 1, "threads": CORES, "batch": 8_192, "rows": 65_536, "process": False},
+    "datasets": {"workers": 1, "threads": CORES, "batch": 8_192, "rows": 262_144},
+    "dataloader": {"workers": 1, "threads": 1, "batch": 8_192, "rows": 262_144},
+}
 PLANS = {
     "text": _text(),
-    "images": _rows(4_000, 200, rows=[64, 256], batch=[16, 64]),
-    "table": _rows(4_000_000, 200_000, rows=[65_536, 262_144], batch=[8_192, 65_536]),
+    "images": _rows(4_000, 200, rows=[64, 256], batch=[16, 64], changed=_IMAGES),
+    "table": _rows(4_000_000, 200_000, rows=[65_536, 262_144], batch=[8_192, 65_536], changed=_TABLE),
     "device25": _device(0.04),
     "device51": _device(0.02),
 }

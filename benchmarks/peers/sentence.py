@@ -10,11 +10,11 @@ import time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import pyarrow as pa  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
-import torch  # noqa: E402
-import works  # noqa: E402
-from sentence_transformers import SentenceTransformer  # noqa: E402
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import works
+from sentence_transformers import SentenceTransformer
 
 
 def main() -> None:
