@@ -34,7 +34,7 @@ import works  # noqa: E402
 LIMIT_S = 900
 NOISE = 0.02
 ENOUGH = 3  # rounds, to know how far the limit moves by itself
-VERSIONS = (
+VERSIONS: tuple[str, ...] = (
     "onnxruntime",
     "onnxruntime-gpu",
     "pyarrow",

@@ -67,13 +67,19 @@ def job(order: works.Order) -> dict[str, Any]:
 
 
 class FirstBatch:
-    """Hears the run's events, and notes the first batch of each worker; the harness needs no more."""
+    """Hears the run's events, and notes the first batch of each worker; the harness needs no more.
 
-    def __init__(self) -> None:
+    Where preparing rows is much of the work, what counts is when a worker begins to read.
+    """
+
+    def __init__(self, work: str) -> None:
         self._heard: set[int] = set()
+        self._from_ready = work in {"images", "table"}
 
     def on_event(self, event: Any) -> None:
         """Note a batch from its end and how long it took."""
+        if type(event).__name__ == "WorkerReady" and self._from_ready:
+            works.begun()
         if type(event).__name__ == "BatchFinished" and event.worker not in self._heard:
             self._heard.add(event.worker)
             now = time.time()
@@ -92,7 +98,7 @@ def main() -> None:
     from batchinfer import cli, telemetry
 
     made = telemetry.make_observers
-    telemetry.make_observers = lambda *given, **keys: [*made(*given, **keys), FirstBatch()]
+    telemetry.make_observers = lambda *given, **keys: [*made(*given, **keys), FirstBatch(order.work)]
     sets = [text for key, value in order.settings.items() for text in ("--set", f"{key}={json.dumps(value)}")]
     sys.argv = ["batchinfer", "run", str(path), *sets]
     cli.main()

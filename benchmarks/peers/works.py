@@ -74,6 +74,12 @@ def stamp(begin: float, end: float, rows: int) -> None:
 _stamps: tuple[int, int] | None = None
 
 
+def begun() -> None:
+    """Note that rows are being prepared: where that is much of the work, it must not go uncounted."""
+    now = time.time()
+    stamp(now, now, 0)
+
+
 def checksums(y: Any) -> Array:
     """Return each row's results, summed over fixed weights: float64 of shape (rows,)."""
     y = y.combine_chunks() if isinstance(y, pa.ChunkedArray) else y
@@ -199,6 +205,7 @@ class Images(Work):
         """Return pixels, uint8[rows, 224, 224, 3]."""
         from PIL import Image
 
+        begun()
         pixels = np.empty((len(rows["jpeg"]), SIDE, SIDE, 3), np.uint8)
         for at, jpeg in enumerate(rows["jpeg"]):
             with Image.open(io.BytesIO(jpeg.as_buffer())) as image:
@@ -222,6 +229,7 @@ class Table(Work):
 
     def encode(self, rows: Any) -> Array:
         """Return float32[rows, 32]."""
+        begun()
         columns = [_numpy(rows[name]) for name in FEATURES]
         features = np.empty((len(columns[0]), len(columns)), np.float32)
         for start in range(0, len(features), BLOCK):
