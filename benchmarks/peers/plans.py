@@ -13,7 +13,7 @@ from typing import Any
 
 CORES = len(os.sched_getaffinity(0))
 SHAPES = [(1, CORES), (CORES, 1)]  # one model on all cores, or one for each
-_OURS = "compute.workers_per_device compute.threads"
+_OURS = "compute.concurrency compute.threads"
 FILES = {
     "batchinfer": "ours.py",
     "plain": "plain.py",
@@ -53,7 +53,7 @@ def _each(rows: int, batch: int) -> dict[str, Settings]:
     """Return one model with one thread per core, for the runners that share one shape of settings."""
     one = {"workers": CORES, "threads": 1, "batch": batch}
     return {
-        "batchinfer": {"compute.workers_per_device": CORES, "compute.threads": 1, "batching.size": batch},
+        "batchinfer": {},  # its defaults
         "plain": dict(one),
         "dataloader": {**one, "rows": rows, "threads": CORES},
         "ray": {**one, "rows": rows, "cpus": CORES + 2},
@@ -88,8 +88,6 @@ def _device(seconds: float) -> Plan:
 
 def _text() -> Plan:
     best = _each(rows=512, batch=512)
-    # A unit is what a worker takes: small ones let both end at the same time.
-    best["batchinfer"] |= {"batching.by": "tokens", "checkpoint.unit_rows": 192}
     best["sentence"] = {"workers": 1, "threads": CORES, "batch": 16, "backend": "onnx"}
     shape = {"workers threads": SHAPES, "batch": [512, 1_024], "rows": [256, 512]}
     return Plan(
@@ -99,11 +97,7 @@ def _text() -> Plan:
         tolerance=1e-4,
         best=best,
         tries={
-            "batchinfer": {
-                _OURS: SHAPES,
-                "batching.size": [512, 1_024],
-                "checkpoint.unit_rows": [96, 192, 384],
-            },
+            "batchinfer": {_OURS: SHAPES, "batching.by": ["tokens"], "batching.size": [256, 512, 1_024]},
             "plain": {name: shape[name] for name in ("workers threads", "batch")},
             "dataloader": {"workers": [1, CORES], "threads": [1, CORES], "batch": [512, 1_024]},
             "ray": shape,
@@ -133,7 +127,7 @@ def _rows(
         best=best,
         tries={
             "batchinfer": {
-                _OURS: [*SHAPES, (1, 1)],
+                _OURS: SHAPES,
                 "compute.readers": [1, CORES],
                 "batching.size": batch,
             },
@@ -147,14 +141,6 @@ def _rows(
     )
 
 
-_IMAGES: dict[str, Settings] = {
-    "batchinfer": {
-        "compute.workers_per_device": 1,
-        "compute.threads": 1,
-        "compute.readers": CORES,
-        "batching.size": 16,
-    }
-}
 _TABLE: dict[str, Settings] = {
     "daft": {"workers": 1, "threads": CORES, "batch": 8_192, "rows": 65_536, "process": False},
     "datasets": {"workers": 1, "threads": CORES, "batch": 8_192, "rows": 262_144},
@@ -162,7 +148,7 @@ _TABLE: dict[str, Settings] = {
 }
 PLANS = {
     "text": _text(),
-    "images": _rows(4_000, 200, rows=[64, 256], batch=[16, 64], changed=_IMAGES),
+    "images": _rows(4_000, 200, rows=[64, 256], batch=[16, 64], changed={}),
     "table": _rows(4_000_000, 200_000, rows=[65_536, 262_144], batch=[8_192, 65_536], changed=_TABLE),
     "device25": _device(0.04),
     "device51": _device(0.02),
