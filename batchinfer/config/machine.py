@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from batchinfer.config.fields import is_marked, values_by_key
 from batchinfer.config.job import Job
 from batchinfer.errors import DeviceError
+from batchinfer.options import Code
 
 _MAX_READERS = 4
 _BATCH_SIZES = {
@@ -57,6 +59,7 @@ def resolve(job: Job, machine: Machine) -> Job:
     usual = max(1, min(_MAX_READERS, machine.cores // workers))
     why = "as asked" if readers else f"{share}, at most {_MAX_READERS}"
     resolved["compute.readers"] = (readers or usual, why)
+    resolved["compute.loaders"] = _loaders(job)
     return apply_resolved(job, resolved)
 
 
@@ -68,6 +71,16 @@ def apply_resolved(job: Job, resolved: Mapping[str, tuple[Any, str]]) -> Job:
         if name.startswith("compute.")
     }
     return dataclasses.replace(job, compute=job.compute.model_copy(update=values), resolved=dict(resolved))
+
+
+def _loaders(job: Job) -> tuple[str, str]:
+    """Return where the preprocessing steps run, and why there."""
+    if job.compute.loaders != "auto":
+        return job.compute.loaders, "as asked"
+    for step in job.preprocess:
+        if any(value and is_marked(field, Code) for _, field, value in values_by_key(step.options)):
+            return "processes", f"{step.name} runs code of yours"
+    return "threads", "no step runs code of yours"
 
 
 def _number(value: object) -> int | None:

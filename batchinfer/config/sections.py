@@ -233,7 +233,12 @@ class ComputeOptions(Options):
     """Intra-op threads of the model in each worker. auto: the cores, divided by the workers."""
 
     readers: Count | Literal["auto"] = neutral("auto")
-    """Threads that encode rows in each worker."""
+    """Threads, or processes (see `loaders`), that encode rows in each worker."""
+
+    loaders: Literal["auto", "threads", "processes"] = neutral("auto")
+    """Where the preprocessing steps run. threads: in the worker. processes: in `readers` processes of
+    their own, which do not hold up the worker, and whose death costs no more than the rows that caused it.
+    auto: processes where a step runs code of yours."""
 
     queue_bytes: Count = neutral(256 * 1024 * 1024)
     """Bytes of decoded rows that wait between two stages of a worker, at most."""

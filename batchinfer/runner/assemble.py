@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,11 +14,13 @@ import pyarrow as pa
 from batchinfer import registry
 from batchinfer.config import Job, batch_size
 from batchinfer.engine.commit import OutputLayout, UnitWriter
-from batchinfer.engine.contract import Contract, check_contract
+from batchinfer.engine.contract import Contract, check_contract, taken
 from batchinfer.engine.device import open_pipeline
 from batchinfer.engine.encode import Encoder
 from batchinfer.engine.gather import Gatherer
+from batchinfer.engine.loaders import Loaders
 from batchinfer.engine.spill import Spills
+from batchinfer.engine.steps import Stepped, Steps, load_steps
 from batchinfer.engine.unit import Way
 from batchinfer.loader.batches import BatchPolicy
 from batchinfer.loader.windows import WindowPolicy
@@ -26,8 +28,8 @@ from batchinfer.runner.model_state import require_unchanged
 from batchinfer.storage import open_store
 
 if TYPE_CHECKING:
-    from batchinfer.data import Unit
-    from batchinfer.protocols import Backend
+    from batchinfer.data import Chunk, Unit
+    from batchinfer.protocols import Backend, Preprocessor
     from batchinfer.runner.messages import Start
 
 _WINDOW_BYTES = 64 * 1024 * 1024
@@ -55,10 +57,12 @@ def assemble(start: Start, *, spilled: set[int]) -> Iterator[Assembly]:
     job = Job.from_message(start.job)
     # User code is found beside the job file.
     sys.path.insert(0, job.root)
-    steps = [registry.load("preprocessors", step.name)(step.options) for step in job.preprocess]
+    steps = load_steps(job)
     posts = [registry.load("postprocessors", step.name)(step.options) for step in job.postprocess]
     backend: Backend = registry.load("backends", job.model.backend)(job.model)
     schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(start.schema)))
+    in_processes = start.purpose == "run" and job.compute.loaders == "processes"
+    loaders = Loaders(int(job.compute.readers)) if in_processes else None
     try:
         backend.load(start.device, threads=start.threads)
         require_unchanged(job, start.model_state)
@@ -90,7 +94,7 @@ def assemble(start: Start, *, spilled: set[int]) -> Iterator[Assembly]:
             source=registry.load("sources", job.input.format)(job.input),
             schema=schema,
             columns=contract.read_columns,
-            encode=Encoder(job, contract, steps, run=start.run),
+            encode=Encoder(job, _through_steps(job, schema, contract, steps, loaders), run=start.run),
             windows=_window_policy(job, contract, size=size),
             batches=BatchPolicy(size=size, by_tokens=by == "tokens", bindings=contract.bindings),
             pipeline=open_pipeline(backend, start.device),
@@ -111,7 +115,27 @@ def assemble(start: Start, *, spilled: set[int]) -> Iterator[Assembly]:
         )
         yield Assembly(backend, contract, way, settings)
     finally:
+        if loaders is not None:
+            loaders.close()
         backend.close()
+
+
+def _through_steps(
+    job: Job,
+    schema: pa.Schema,
+    contract: Contract,
+    steps: Sequence[Preprocessor],
+    loaders: Loaders | None,
+) -> Callable[[Chunk], Stepped]:
+    """Return what runs the steps: the calling thread, or a loader process."""
+    columns = list(dict.fromkeys(bind.column for bind in contract.bindings))
+    floats = [bind.column for bind in contract.bindings if bind.dtype.startswith("float")]
+    if loaders is None:
+        here = Steps(job, steps, columns=columns, floats=floats)
+        return lambda chunk: here(chunk.rows)
+    given = base64.b64encode(taken(job, schema).serialize().to_pybytes()).decode()
+    loaders.open({"job": job.to_message(), "schema": given, "columns": columns, "floats": floats})
+    return loaders
 
 
 def _window_policy(job: Job, contract: Contract, *, size: int) -> WindowPolicy:

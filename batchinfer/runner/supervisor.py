@@ -8,11 +8,11 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from batchinfer.data import Receipt, Unit
-from batchinfer.errors import BY_EXIT_CODE, BatchinferError, DeviceError
+from batchinfer.errors import BatchinferError, DeviceError, from_message
 from batchinfer.events import (
     BatchFinished,
     Event,
@@ -22,6 +22,7 @@ from batchinfer.events import (
     WorkerReady,
     WorkerSaid,
 )
+from batchinfer.lifeline import died_of
 from batchinfer.runner.messages import Assign, Batches, Done, Failed, Message, Ready, Start, Stop
 from batchinfer.runner.process import LineTail, Worker
 from batchinfer.runner.watchdog import Watchdog
@@ -281,7 +282,7 @@ class Supervisor:
         member.worker.close()
         code = -signal.SIGKILL if code is None else code
         if member.failure is not None:
-            raise rebuild(member.failure)
+            raise from_message(asdict(member.failure))
         restarts = not member.stopping and member.deaths + 1 < _MAX_DEATHS
         self._emit(WorkerExited(worker=member.index, code=code, restarts=restarts))
         if member.stopping:
@@ -361,24 +362,6 @@ class Supervisor:
             # Two workers that find the same fault in a job are one piece of news.
             if error.message != self._told:
                 self._emit(Warned(code="late_error", message=error.message))
-
-
-def rebuild(failure: Failed) -> BatchinferError:
-    """Make the error that a worker reported into one of ours again."""
-    kind = BY_EXIT_CODE.get(failure.exit_code, BatchinferError)
-    error = kind(failure.message, where=failure.where, hint=failure.hint)
-    error.details = failure.details
-    return error
-
-
-def died_of(code: int) -> str:
-    """Say in a few words how a process ended."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
 
 
 def _standing(lines: Iterable[str]) -> list[str]:

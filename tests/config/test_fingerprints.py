@@ -91,6 +91,7 @@ NEUTRAL: dict[str, Any] = {
     "compute.workers_per_device": 3,
     "compute.threads": 3,
     "compute.readers": 3,
+    "compute.loaders": "processes",
     "compute.queue_bytes": 3,
     "compute.claims": "lease",
     "compute.heartbeat": 3.0,

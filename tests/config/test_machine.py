@@ -60,7 +60,24 @@ def test_every_choice_has_its_reason() -> None:
         "compute.workers_per_device": (1, "one each"),
         "compute.threads": (4, "8 cores / 2 workers"),
         "compute.readers": (2, "as asked"),
+        "compute.loaders": ("threads", "no step runs code of yours"),
     }
+
+
+@pytest.mark.parametrize(
+    ("steps", "asked", "loaders"),
+    [
+        ([], "auto", "threads"),
+        (["image"], "auto", "threads"),
+        (["image", {"python": "users_code:step"}], "auto", "processes"),
+        ([{"python": "users_code:step"}], "threads", "threads"),
+        (["image"], "processes", "processes"),
+    ],
+)
+def test_code_of_the_users_runs_in_processes(steps: list[object], asked: str, loaders: str) -> None:
+    """auto: processes exactly where a step runs code of the user's; what is asked for holds."""
+    job = resolve(job_with(preprocess=steps, compute={"loaders": asked}), Machine(8))
+    assert job.compute.loaders == loaders
 
 
 def test_a_resolved_job_crosses_a_process_border() -> None:

@@ -52,7 +52,7 @@ KEYS = {
     "OutputOptions": "path format storage_options carry columns partition_by meta commit",
     "CheckpointOptions": "unit_rows every spill_bytes",
     "ErrorsOptions": "on_error max",
-    "ComputeOptions": "devices workers_per_device threads readers queue_bytes claims heartbeat stall_timeout",
+    "ComputeOptions": "devices workers_per_device threads readers loaders queue_bytes claims heartbeat stall_timeout",
     "LimitsOptions": "grace",
     "ObserveOptions": "interval pushgateway",
     "PushgatewayOptions": "url every instance timeout",
