@@ -25,7 +25,7 @@ from batchinfer.lifeline import died_of
 from batchinfer.loader.exchange import Exchange
 
 _MODULE = "batchinfer.engine.loader_process"
-_MOST_DEATHS = 64
+_MOST_DEATHS = 32
 _END_S = 5.0
 
 

@@ -94,8 +94,9 @@ def run_units(
             stop.set()
             raise
 
+    failed = threading.Event()
     with (
-        closing(_results(units, way, stop)) as outputs,
+        closing(_results(units, way, stop, failed)) as outputs,
         ThreadPoolExecutor(_COMMITS_IN_FLIGHT, "commit") as pool,
     ):
         commits: deque[Future[None]] = deque()
@@ -109,7 +110,7 @@ def run_units(
                 yield done
 
         try:
-            for window, batches in windows_of(typed(_until(outputs, stop, on_batch))):
+            for window, batches in windows_of(typed(_until(outputs, stop, failed, on_batch))):
                 unit = window.span.unit
                 writer = writer or way.open_unit(unit)
                 writer.write(way.gatherer.rows(window, batches), list(window.failed.values()))
@@ -123,11 +124,11 @@ def run_units(
             stop.set()
 
 
-def _results(units: Iterable[Unit], way: Way, stop: threading.Event) -> Any:
+def _results(units: Iterable[Unit], way: Way, stop: threading.Event, failed: threading.Event) -> Any:
     """Chain the stages up to the results; each runs ahead of the next, within its bounds."""
-    encode = _or_stop(way.encode, stop)
+    encode = _or_stop(way.encode, stop, failed)
     submit, collect = _passing_done(way)
-    collect = _or_stop(collect, stop)
+    collect = _or_stop(collect, stop, failed)
     chunks = prefetch(read(units, way), bound=Bound(8, way.queue_bytes), size_of=_chunk_bytes, name="read")
     encoded = prefetch(
         ordered_map(encode, chunks, threads=way.readers, name="encode"),
@@ -173,15 +174,17 @@ def _passing_done(
     return submit, collect
 
 
-def _or_stop(function: Callable[[T], R], stop: threading.Event) -> Callable[[T], R]:
+def _or_stop(function: Callable[[T], R], stop: threading.Event, failed: threading.Event) -> Callable[[T], R]:
     """Set `stop` where the function fails: the stages before it may be waiting for a unit that will
-    not come, and an error that closes them on its way out would wait for them."""
+    not come, and an error that closes them on its way out would wait for them. `failed` says that an
+    error is on its way, so that what is before it is not taken for the end."""
 
     def call(item: T) -> R:
         """Call the function."""
         try:
             return function(item)
         except BaseException:
+            failed.set()
             stop.set()
             raise
 
@@ -208,10 +211,14 @@ def _rows_per_chunk(unit: Unit, way: Way) -> int:
 
 
 def _until(
-    outputs: Iterable[OutputBatch], stop: threading.Event, on_batch: Callable[[OutputBatch], None]
+    outputs: Iterable[OutputBatch],
+    stop: threading.Event,
+    failed: threading.Event,
+    on_batch: Callable[[OutputBatch], None],
 ) -> Iterator[OutputBatch]:
+    """Yield results until there is a stop; where a stage failed, until its error."""
     for output in outputs:
-        if stop.is_set():
+        if stop.is_set() and not failed.is_set():
             return
         if len(output.batch.rows) and output.restored is None:
             on_batch(output)

@@ -74,8 +74,12 @@ def test_every_choice_has_its_reason() -> None:
         (["image"], "processes", "processes"),
     ],
 )
-def test_code_of_the_users_runs_in_processes(steps: list[object], asked: str, loaders: str) -> None:
+def test_code_of_the_users_runs_in_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[object], asked: str, loaders: str
+) -> None:
     """auto: processes exactly where a step runs code of the user's; what is asked for holds."""
+    (tmp_path / "users_code.py").write_text("def step(rows): return rows\n")
+    monkeypatch.chdir(tmp_path)
     job = resolve(job_with(preprocess=steps, compute={"loaders": asked}), Machine(8))
     assert job.compute.loaders == loaders
 
