@@ -48,10 +48,11 @@ class Loaders:
             loader.start()
             self._idle.put(loader)
 
-    def open(self, told: Mapping[str, Any]) -> None:
-        """Say what a loader is to know of the job, before the first chunk."""
+    def open(self, told: Mapping[str, Any], *, sent: list[str] | None) -> None:
+        """Say what a loader is to know of the job, and which columns it gets (None: all), before the
+        first chunk."""
         for loader in self._all:
-            loader.told = told
+            loader.told, loader.sent = told, sent
 
     def __call__(self, chunk: Chunk) -> Stepped:
         """Return what is left of a chunk. Raises what a step raised, and DeviceError where loaders die
@@ -115,6 +116,7 @@ class _Loader:
 
     def __init__(self) -> None:
         self.told: Mapping[str, Any] = {}
+        self.sent: list[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd: int | None = None
         self._exchange: Exchange | None = None
@@ -144,7 +146,7 @@ class _Loader:
                 self._exchange.send(self.told)
                 self._hear(self._exchange)
                 self._is_open = True
-            self._exchange.send({}, rows)
+            self._exchange.send({}, rows if self.sent is None else rows.select(self.sent))
             note, answer = self._hear(self._exchange)
         except (BrokenChannel, OSError, LoaderDied):
             raise LoaderDied(died_of(self.end())) from None

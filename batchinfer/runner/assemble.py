@@ -133,8 +133,18 @@ def _through_steps(
     if loaders is None:
         here = Steps(job, steps, columns=columns, floats=floats)
         return lambda chunk: here(chunk.rows)
-    given = base64.b64encode(taken(job, schema).serialize().to_pybytes()).decode()
-    loaders.open({"job": job.to_message(), "schema": given, "columns": columns, "floats": floats})
+    asked = [step.input_columns() for step in steps]
+    sent = set(columns).union(*(names or () for names in asked))
+    loaders.open(
+        {
+            "job": job.to_message(),
+            "schema": base64.b64encode(taken(job, schema).serialize().to_pybytes()).decode(),
+            "columns": columns,
+            "floats": floats,
+        },
+        # What is only carried stays here, unless a step wants to see everything.
+        sent=None if None in asked else [name for name in contract.read_columns if name in sent],
+    )
     return loaders
 
 

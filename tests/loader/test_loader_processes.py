@@ -51,6 +51,10 @@ def raises(rows):
         raise ValueError("the text of row 250, " + os.environ["BATCHINFER_TEST_SECRET"])
     return {"x": rows["x"]}
 
+def names(rows):
+    (HERE / f"names-{os.getpid()}").write_text(json.dumps(rows.schema.names))
+    return {"x": rows["x"]}
+
 def noisy(rows):
     print("said on stdout")
     print("said on stderr", file=sys.stderr)
@@ -73,7 +77,7 @@ def killed_once(rows):
         if os.fork() == 0:
             # Has all that the loader has, its line among it, and stays.
             (HERE / "left-behind").write_text(str(os.getpid()))
-            time.sleep(60)
+            time.sleep(600)
             os._exit(0)
         while not (HERE / "left-behind").exists():
             time.sleep(0.01)
@@ -215,6 +219,25 @@ def test_the_first_failed_row_ends_the_run(tmp_path: Path, batchinfer: Run) -> N
     assert "column 'x' is null" in told[1][1]
 
 
+def test_a_step_sees_what_it_asks_for(tmp_path: Path, batchinfer: Run) -> None:
+    """A carried column that no step has asked for is in the output, and need not cross; without `columns`
+    a step sees it."""
+    for columns in (["x"], None):
+        job = step_job(tmp_path, output={"path": f"out-{columns}/", "carry": ["id", "text"]})
+        document = json.loads(job.read_text())
+        document["preprocess"] = [{"python": {"function": "steps:names", "columns": columns}}]
+        job.write_text(json.dumps(document))
+        done = batchinfer("run", str(job))
+        assert done.returncode == 0, done.stderr
+        rows = ds.dataset(tmp_path / f"out-{columns}", format="parquet").to_table().sort_by("id")
+        assert rows["text"].to_pylist() == [f"row {row}" for row in range(400)]
+        assert rows["y"].to_pylist() == list(range(400))
+        seen = [json.loads(path.read_text()) for path in tmp_path.glob("names-*")]
+        assert all(("text" in names) == (columns is None) for names in seen)
+        for path in tmp_path.glob("names-*"):
+            path.unlink()
+
+
 def test_what_steps_print_is_shown(tmp_path: Path, batchinfer: Run) -> None:
     """A step may print: it reaches the log, and breaks nothing."""
     done = batchinfer("run", str(step_job(tmp_path, "noisy")))
@@ -286,8 +309,10 @@ def test_a_step_that_holds_the_gil_holds_up_nobody(tmp_path: Path, batchinfer: R
 def test_a_loader_that_is_killed_costs_nothing(tmp_path: Path, batchinfer: Run) -> None:
     """SIGKILL in the middle of a chunk: another loader does it again, also while a child of the dead one
     holds its line open."""
-    done = batchinfer("run", str(step_job(tmp_path, "killed_once")))
-    os.kill(int((tmp_path / "left-behind").read_text()), signal.SIGKILL)
+    try:
+        done = batchinfer("run", str(step_job(tmp_path, "killed_once")), timeout=60)
+    finally:
+        os.kill(int((tmp_path / "left-behind").read_text()), signal.SIGKILL)
     assert done.returncode == 0, done.stderr
     assert is_whole(tmp_path)
 
