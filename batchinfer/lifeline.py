@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -21,6 +22,14 @@ def leave_signals_to_parent() -> None:
     """Ignore what Ctrl-C and a scheduler send to the whole group: the parent decides what it means."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process is there; one that has ended and waits for its parent to notice is not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def died_of(code: int) -> str:

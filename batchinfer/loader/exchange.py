@@ -32,11 +32,10 @@ class Exchange:
         """`peer` is a pidfd of the other process: its end is noticed even where something that it
         started holds the line open."""
         self._line = line
-        self._waiter: select.poll | None = None
-        if peer is not None:
-            self._waiter = select.poll()
-            self._waiter.register(line, select.POLLIN)
-            self._waiter.register(peer, select.POLLIN)
+        self._waiter = select.poll()
+        for fd in (line.fileno(), peer):
+            if fd is not None:
+                self._waiter.register(fd, select.POLLIN)
         self._out = SlabWriter()
         self._in = SlabReader()
         self._frames = Unframer()
@@ -78,10 +77,9 @@ class Exchange:
 
     def _more(self) -> bool:
         """Take what has arrived; False when nothing will any more."""
-        if self._waiter is not None:
-            ready = {fd for fd, _ in self._waiter.poll()}
-            if self._line.fileno() not in ready:
-                return False
+        ready = {fd for fd, _ in self._waiter.poll()}
+        if self._line.fileno() not in ready:
+            return False
         try:
             data, fds, _, _ = socket.recv_fds(self._line, _READ_BYTES, _FDS_A_READ, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:

@@ -37,7 +37,7 @@ _LONGEST_BACKOFF_S = 30.0
 _DUMP_S = 5.0
 _LOST_S = 30.0
 _LAST_LINES = 8
-_WAITING = ("/threading.py", "/futures/thread.py", "/runner/worker.py")
+_WAITING = ("/threading.py", "/futures/thread.py", "/runner/worker.py", "/loader/exchange.py")
 
 
 class Work(Protocol):
