@@ -2,7 +2,7 @@
 
 The device is simulated: it sleeps 20 ms a batch. The step is a loop of Python that takes about as long for
 the rows of a batch. Threads and processes take turns; both get two readers. *Efficiency* is the device's
-time over the time from the loaded model to the last commit.
+time over the time from the first batch to the last commit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 import batchinfer
-from batchinfer.events import BatchFinished, Event, UnitCommitted, WorkerReady
+from batchinfer.events import BatchFinished, Event, UnitCommitted
 
 ROWS = 262_144
 BATCH = 1_024
@@ -46,18 +46,19 @@ def slow(rows):
 
 
 class Stopwatch:
-    """Notes when the model was loaded, when the last unit was committed, and the batches between."""
+    """Notes when the first batch was done, when the last unit was committed, and the batches between."""
 
     def __init__(self) -> None:
-        self.batches = 0
-        self.ready = self.last = 0.0
+        self.batches = self.rows = 0
+        self.first = self.last = 0.0
 
     def on_event(self, event: Event) -> None:
         """Take the time."""
-        if isinstance(event, WorkerReady):
-            self.ready = time.perf_counter()
-        elif isinstance(event, BatchFinished):
-            self.batches += 1
+        if isinstance(event, BatchFinished):
+            if self.first:
+                self.batches, self.rows = self.batches + 1, self.rows + event.rows
+            else:
+                self.first = time.perf_counter()
         elif isinstance(event, UnitCommitted):
             self.last = time.perf_counter()
 
@@ -88,8 +89,8 @@ def one_round(folder: Path, kind: str, number: int) -> dict[str, float]:
     ids = ds.dataset(output).to_table(columns=["id"])["id"].to_numpy()
     if report.rows_ok != ROWS or not (np.sort(ids) == np.arange(ROWS)).all():
         raise SystemExit(f"{ROWS} rows went in, others came out")
-    steady_s = watch.last - watch.ready
-    return {"rows_per_s": ROWS / steady_s, "efficiency": watch.batches * SECONDS_PER_BATCH / steady_s}
+    steady_s = watch.last - watch.first
+    return {"rows_per_s": watch.rows / steady_s, "efficiency": watch.batches * SECONDS_PER_BATCH / steady_s}
 
 
 def prepare(folder: Path, turns: int) -> None:
