@@ -19,9 +19,10 @@ BatchinferError            70  a broken promise of ours: please report it
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from batchinfer.redact import redact, visible
 
@@ -194,7 +195,34 @@ BY_EXIT_CODE: dict[int, type[BatchinferError]] = {
         JobFileError,
     )
 }
-"""Rebuilds an error that crossed a process border as (exit code, message, where, hint)."""
+"""Rebuilds an error that crossed a process border."""
+
+_MAX_TRACE = 20_000
+
+
+def to_message(error: Exception) -> dict[str, Any]:
+    """Return what crosses a process border of an error: its exit code, its texts, and the traceback."""
+    known = (
+        error if isinstance(error, BatchinferError) else BatchinferError(f"{type(error).__name__}: {error}")
+    )
+    trace = "".join(traceback.format_exception(error))
+    # What a loader said stands first: there it went wrong.
+    details = f"{known.details}\n{trace}" if known.details else trace
+    return {
+        "exit_code": int(known.exit_code),
+        "message": known.message,
+        "where": known.where,
+        "hint": known.hint,
+        "details": details[-_MAX_TRACE:],
+    }
+
+
+def from_message(message: Mapping[str, Any]) -> BatchinferError:
+    """Make what another process reported an error of ours again."""
+    kind = BY_EXIT_CODE.get(message["exit_code"], BatchinferError)
+    error = kind(message["message"], where=message["where"], hint=message["hint"])
+    error.details = message["details"]
+    return error
 
 
 @contextmanager

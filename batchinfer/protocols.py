@@ -73,7 +73,8 @@ class Source(Protocol):
 class Preprocessor(Protocol):
     """One step between the columns that were read and the tensors that the model takes.
 
-    Pure: the result depends on the rows alone. Called from several threads at once.
+    Pure: the result depends on the rows alone. Called from several threads at once; or in a loader
+    process, which makes its own instance and knows neither source nor model.
     """
 
     def input_columns(self) -> frozenset[str] | None:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from batchinfer.config.fields import is_marked, values_by_key
 from batchinfer.config.job import Job
 from batchinfer.errors import DeviceError, JobFileError
+from batchinfer.options import Code
 
 _MAX_READERS = 4
 _CONCURRENT = frozenset({"onnx"})
@@ -69,6 +71,7 @@ def resolve(job: Job, machine: Machine) -> Job:
     each = _HOST_MEMORY["cpu" if "cpu" in devices else "cuda"]
     why = "as asked" if memory else f"{each // 2**20} MiB a worker"
     resolved["compute.host_memory"] = (memory or workers * each, why)
+    resolved["compute.loaders"] = _loaders(job)
     return apply_resolved(job, resolved)
 
 
@@ -98,6 +101,16 @@ def _concurrency(job: Job, devices: tuple[str, ...], cores: int) -> tuple[int, s
         return 1, "one after the other"
     threads = _number(job.compute.threads)
     return max(1, cores // (threads or 1)), "every core a batch of its own"
+
+
+def _loaders(job: Job) -> tuple[str, str]:
+    """Return where the preprocessing steps run, and why there."""
+    if job.compute.loaders != "auto":
+        return job.compute.loaders, "as asked"
+    for step in job.preprocess:
+        if any(value and is_marked(field, Code) for _, field, value in values_by_key(step.options)):
+            return "processes", f"{step.name} runs code of yours"
+    return "threads", "no step runs code of yours"
 
 
 def _number(value: object) -> int | None:

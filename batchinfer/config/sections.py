@@ -239,7 +239,12 @@ class ComputeOptions(Options):
     """Intra-op threads of each batch. auto: the cores, divided by the workers and their concurrency."""
 
     readers: Count | Literal["auto"] = neutral("auto")
-    """Threads that encode rows in each worker."""
+    """Threads, or processes (see `loaders`), that encode rows in each worker."""
+
+    loaders: Literal["auto", "threads", "processes"] = neutral("auto")
+    """Where the preprocessing steps run. threads: in the worker. processes: in `readers` processes of
+    their own, which do not hold up the worker, and whose death costs no more than the rows that caused it.
+    auto: processes where a step runs code of yours."""
 
     host_memory: Bytes | Literal["auto"] = neutral("auto")
     """Memory for the rows on their way, all workers together: bytes, or text such as 4GiB. The model and

@@ -74,7 +74,7 @@ def check_contract(
     _refuse_drift(job, source, steps, backend)
     if job.input.columns is not None:
         _report_missing(job, ("input", "columns"), job.input.columns, source, problems)
-        source = pa.schema([field for field in source if field.name in job.input.columns])
+        source = taken(job, source)
     _report_missing(job, ("output", "carry"), job.output.carry, source, problems)
     _report_uncarried(job, problems)
     needed = {name for name in job.output.carry if name in source.names}
@@ -88,6 +88,12 @@ def check_contract(
     read = tuple(name for name in source.names if name in needed)
     assert encoded is not None
     return Contract(read, encoded, bindings, results, output)
+
+
+def taken(job: Job, source: pa.Schema) -> pa.Schema:
+    """Return what the first step sees of the input: all of it, or the columns of `input.columns`."""
+    names = job.input.columns
+    return source if names is None else pa.schema([field for field in source if field.name in names])
 
 
 def _report_missing(

@@ -123,8 +123,9 @@ def run_units(
             raise
 
     way.timeline.begin()
+    failed = threading.Event()
     with (
-        closing(_results(way, stop)) as outputs,
+        closing(_results(way, stop, failed)) as outputs,
         ThreadPoolExecutor(_COMMITTERS, "commit") as pool,
     ):
         commits: deque[tuple[Future[None], int]] = deque()
@@ -139,7 +140,7 @@ def run_units(
                 yield done
 
         try:
-            for window, batches in windows_of(typed(_until(outputs, stop, on_batch, way.sample))):
+            for window, batches in windows_of(typed(_until(outputs, stop, failed, on_batch, way.sample))):
                 unit = window.span.unit
                 writer = writer or way.open_unit(unit)
                 writer.write(way.gatherer.rows(window, batches), list(window.failed.values()))
@@ -154,11 +155,11 @@ def run_units(
             stop.set()
 
 
-def _results(way: Way, stop: threading.Event) -> Any:
+def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
     """Chain the stages up to the results; each runs ahead of the next, within its bounds."""
-    encode = _or_stop(_timed(way.encode), stop)
+    encode = _or_stop(_timed(way.encode), stop, failed)
     submit, collect = _passing_done(way)
-    collect = _or_stop(collect, stop)
+    collect = _or_stop(collect, stop, failed)
     encoded = prefetch(
         ordered_map(encode, _pieces(way.chunks, way.chunk_rows), threads=way.readers, name="encode"),
         bound=Bound(64, way.room.encoded),
@@ -172,7 +173,7 @@ def _results(way: Way, stop: threading.Event) -> Any:
         name="batch",
     )
     return prefetch(
-        _computed(submit, collect, way.timeline.asking(batches), way, stop),
+        _computed(submit, collect, way.timeline.asking(batches), way, stop, failed),
         bound=Bound(_BATCHES_AHEAD, way.room.results),
         size_of=_output_bytes,
         name="device",
@@ -185,6 +186,7 @@ def _computed(
     batches: Iterable[HostBatch],
     way: Way,
     stop: threading.Event,
+    failed: threading.Event,
 ) -> Generator[OutputBatch, None, None]:
     """Compute batches: queued on a device one after the other, or in lanes beside each other."""
     if way.lanes == 1:
@@ -195,7 +197,7 @@ def _computed(
         return dataclasses.replace(collect(submit(batch)), lane=threading.get_ident())
 
     return ordered_map(
-        _or_stop(compute, stop), batches, threads=way.lanes, name="compute", ahead=_RESULTS_AHEAD
+        _or_stop(compute, stop, failed), batches, threads=way.lanes, name="compute", ahead=_RESULTS_AHEAD
     )
 
 
@@ -204,9 +206,10 @@ def measure(way: Way) -> Efficiency | None:
     if way.sample is None:
         return None
     submit, collect = way.pipeline.submit, way.pipeline.collect
-    stop = threading.Event()
+    stop, failed = threading.Event(), threading.Event()
     return way.sample.measure(
-        lambda batches: _computed(submit, collect, batches, way, stop), committed=way.timeline.last_commit
+        lambda batches: _computed(submit, collect, batches, way, stop, failed),
+        committed=way.timeline.last_commit,
     )
 
 
@@ -249,15 +252,17 @@ def _timed(
     return call
 
 
-def _or_stop(function: Callable[[T], R], stop: threading.Event) -> Callable[[T], R]:
+def _or_stop(function: Callable[[T], R], stop: threading.Event, failed: threading.Event) -> Callable[[T], R]:
     """Set `stop` where the function fails: the stages before it may be waiting for a unit that will
-    not come, and an error that closes them on its way out would wait for them."""
+    not come, and an error that closes them on its way out would wait for them. `failed` says that an
+    error is on its way, so that what is before it is not taken for the end."""
 
     def call(item: T) -> R:
         """Call the function."""
         try:
             return function(item)
         except BaseException:
+            failed.set()
             stop.set()
             raise
 
@@ -310,11 +315,13 @@ def _pieces(chunks: Generator[Timed, None, None], num_rows: int) -> Generator[Ti
 def _until(
     outputs: Iterable[OutputBatch],
     stop: threading.Event,
+    failed: threading.Event,
     on_batch: Callable[[OutputBatch], None],
     sample: Sample | None,
 ) -> Iterator[OutputBatch]:
+    """Yield results until there is a stop; where a stage failed, until its error."""
     for output in outputs:
-        if stop.is_set():
+        if stop.is_set() and not failed.is_set():
             return
         if len(output.batch.rows) and output.restored is None:
             if sample is not None:

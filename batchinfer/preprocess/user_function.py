@@ -22,8 +22,8 @@ class PythonOptions(Options):
 
     function: EntryPoint
     """`module:function`, importable from the job file's folder or an installed package. It takes a
-    pyarrow.RecordBatch and returns one, a Table or a dict of arrays, with as many rows. It is called from
-    several threads at once."""
+    pyarrow.RecordBatch and returns one, a Table or a dict of arrays, with as many rows. It runs in processes
+    of its own, one call at a time in each; with `compute: {loaders: threads}`, in several threads at once."""
 
     columns: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Columns that it gets; by default all there are. Naming them keeps the others from being read."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,13 +14,15 @@ import pyarrow as pa
 from batchinfer import registry
 from batchinfer.config import Job, batch_size, window_rows
 from batchinfer.engine.commit import OutputLayout, UnitWriter
-from batchinfer.engine.contract import Contract, check_contract
+from batchinfer.engine.contract import Contract, check_contract, taken
 from batchinfer.engine.device import open_pipeline
 from batchinfer.engine.encode import Encoder
 from batchinfer.engine.gather import Gatherer
+from batchinfer.engine.loaders import Loaders
 from batchinfer.engine.replay import Sample
 from batchinfer.engine.room import Room
 from batchinfer.engine.spill import Spills
+from batchinfer.engine.steps import Stepped, Steps, load_steps
 from batchinfer.engine.timeline import Timeline
 from batchinfer.engine.unit import MAX_CHUNK_ROWS, Way
 from batchinfer.loader.batches import BatchPolicy
@@ -30,8 +32,8 @@ from batchinfer.runner.model_state import require_unchanged
 from batchinfer.storage import open_store
 
 if TYPE_CHECKING:
-    from batchinfer.data import Unit
-    from batchinfer.protocols import Backend, Source
+    from batchinfer.data import Chunk, Unit
+    from batchinfer.protocols import Backend, Preprocessor, Source
     from batchinfer.runner.messages import Start
 
 _WINDOW_BYTES = 64 * 1024 * 1024
@@ -60,7 +62,7 @@ def assemble(start: Start, *, units: Units, spilled: set[int]) -> Iterator[Assem
     job = Job.from_message(start.job)
     # User code is found beside the job file.
     sys.path.insert(0, job.root)
-    steps = [registry.load("preprocessors", step.name)(step.options) for step in job.preprocess]
+    steps = load_steps(job)
     posts = [registry.load("postprocessors", step.name)(step.options) for step in job.postprocess]
     backend: Backend = registry.load("backends", job.model.backend)(job.model)
     schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(start.schema)))
@@ -72,6 +74,8 @@ def assemble(start: Start, *, units: Units, spilled: set[int]) -> Iterator[Assem
         guessed = columns_before_model(job, schema, steps)
         if guessed is not None:
             early.begin(guessed)
+    in_processes = start.purpose == "run" and job.compute.loaders == "processes"
+    loaders = Loaders(int(job.compute.readers)) if in_processes else None
     try:
         backend.load(start.device, threads=start.threads)
         require_unchanged(job, start.model_state)
@@ -103,7 +107,7 @@ def assemble(start: Start, *, units: Units, spilled: set[int]) -> Iterator[Assem
         windows = _window_policy(contract, size=size, ragged_rows=window_rows(job, by, size))
         way = Way(
             chunks=early.begin(contract.read_columns),
-            encode=Encoder(job, contract, steps, run=start.run),
+            encode=Encoder(job, _through_steps(job, schema, contract, steps, loaders), run=start.run),
             windows=windows,
             batches=BatchPolicy(size=size, by_tokens=by == "tokens", bindings=contract.bindings),
             pipeline=open_pipeline(backend, start.device),
@@ -129,7 +133,37 @@ def assemble(start: Start, *, units: Units, spilled: set[int]) -> Iterator[Assem
     finally:
         if early is not None:
             early.close()
+        if loaders is not None:
+            loaders.close()
         backend.close()
+
+
+def _through_steps(
+    job: Job,
+    schema: pa.Schema,
+    contract: Contract,
+    steps: Sequence[Preprocessor],
+    loaders: Loaders | None,
+) -> Callable[[Chunk], Stepped]:
+    """Return what runs the steps: the calling thread, or a loader process."""
+    columns = list(dict.fromkeys(bind.column for bind in contract.bindings))
+    floats = [bind.column for bind in contract.bindings if bind.dtype.startswith("float")]
+    if loaders is None:
+        here = Steps(job, steps, columns=columns, floats=floats)
+        return lambda chunk: here(chunk.rows)
+    asked = [step.input_columns() for step in steps]
+    sent = set(columns).union(*(names or () for names in asked))
+    loaders.open(
+        {
+            "job": job.to_message(),
+            "schema": base64.b64encode(taken(job, schema).serialize().to_pybytes()).decode(),
+            "columns": columns,
+            "floats": floats,
+        },
+        # What is only carried stays here, unless a step wants to see everything.
+        sent=None if None in asked else [name for name in contract.read_columns if name in sent],
+    )
+    return loaders
 
 
 def _window_policy(contract: Contract, *, size: int, ragged_rows: int) -> WindowPolicy:

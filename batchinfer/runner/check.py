@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
-from batchinfer.errors import BatchinferError
-from batchinfer.runner.endings import died_of, rebuild
+from batchinfer.errors import BatchinferError, from_message
+from batchinfer.lifeline import died_of
 from batchinfer.runner.messages import Failed, Ready, Start
 from batchinfer.runner.process import LineTail, ProcessWorker
 
@@ -52,7 +53,7 @@ def check_model(
         worker.drain(tail)
         worker.close()
     if isinstance(answer, Failed):
-        raise rebuild(answer)
+        raise from_message(asdict(answer))
     if answer is None:
         said = "\n".join(f"    {line}" for line in list(tail.lines)[-8:])
         raise BatchinferError(f"loading the model ended the process ({died_of(code or 0)})\n{said}")

@@ -1,25 +1,16 @@
-"""What parent and worker say to each other: JSON in frames of length and checksum, over two pipes.
-
-A worker that dies in the middle of a frame, or writes into its pipe by accident, is noticed as such
-instead of being misread. No pickles cross the border.
-"""
+"""What parent and worker say to each other: JSON in frames, over two pipes. No pickles cross the border."""
 
 from __future__ import annotations
 
 import os
-import struct
 import threading
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter
 
 from batchinfer.data import Receipt, TensorSpec, Unit
-from batchinfer.errors import BatchinferError
-
-_HEADER = struct.Struct(">II")
+from batchinfer.frames import Unframer, frame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,52 +125,27 @@ Message: TypeAlias = Start | Assign | Stop | Ready | Batches | Measured | Done |
 _CODEC: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 
-class BrokenChannel(BatchinferError):
-    """The other side sent something that is no frame."""
-
-
-class Decoder:
-    """Takes bytes as they come and gives messages as they are complete."""
-
-    def __init__(self) -> None:
-        self._bytes = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[Message]:
-        """Yield the messages that `data` completes. Raises BrokenChannel for a torn frame."""
-        self._bytes += data
-        while len(self._bytes) >= _HEADER.size:
-            size, checksum = _HEADER.unpack_from(self._bytes)
-            if len(self._bytes) < _HEADER.size + size:
-                return
-            body = bytes(self._bytes[_HEADER.size : _HEADER.size + size])
-            if zlib.crc32(body) != checksum:
-                raise BrokenChannel("a message between parent and worker is damaged")
-            del self._bytes[: _HEADER.size + size]
-            yield _CODEC.validate_json(body)
-
-
 class Channel:
     """One end of a pipe pair. Sending is safe from several threads."""
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self.read_fd = read_fd
         self._write_fd = write_fd
-        self._decoder = Decoder()
+        self._frames = Unframer()
         self._lock = threading.Lock()
 
     def send(self, message: Message) -> None:
         """Send one message. Raises BrokenPipeError when the other side is gone."""
-        body = _CODEC.dump_json(message)
-        frame = _HEADER.pack(len(body), zlib.crc32(body)) + body
+        data = frame(_CODEC.dump_json(message))
         with self._lock:
-            view = memoryview(frame)
+            view = memoryview(data)
             while view:
                 view = view[os.write(self._write_fd, view) :]
 
     def receive(self) -> list[Message] | None:
         """Wait for bytes and return the messages they complete; None at the end of the pipe."""
         data = os.read(self.read_fd, 1 << 16)
-        return list(self._decoder.feed(data)) if data else None
+        return [_CODEC.validate_json(body) for body in self._frames.feed(data)] if data else None
 
     def close(self) -> None:
         """Close both directions."""

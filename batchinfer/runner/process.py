@@ -9,15 +9,20 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from batchinfer.lifeline import is_running
 from batchinfer.runner.messages import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _LINES_KEPT = 200
+_LAST_WORDS_S = 1.0
+_LOADER = b"batchinfer.engine.loader_process"
 
 
 class Worker(Protocol):
@@ -89,7 +94,14 @@ class ProcessWorker:
         return lines
 
     def dump(self) -> None:
-        """Send SIGABRT, upon which Python prints where every thread stands."""
+        """Send SIGABRT, upon which Python prints where every thread stands; first to its loaders, one of
+        which may be what it waits for. One after the other: they print into one pipe."""
+        deadline = time.monotonic() + _LAST_WORDS_S
+        for pid in _loaders_of(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGABRT)
+            while is_running(pid) and time.monotonic() < deadline:
+                time.sleep(0.01)
         self._process.send_signal(signal.SIGABRT)
 
     def kill(self) -> None:
@@ -101,6 +113,17 @@ class ProcessWorker:
         self.channel.close()
         if self.output_fd is not None:
             os.close(self.output_fd)
+
+
+def _loaders_of(pid: int) -> list[int]:
+    """Return the loader processes of a worker."""
+    found: list[int] = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        # What ends while we look is no loss.
+        with contextlib.suppress(OSError):
+            pids = map(int, children.read_text().split())
+            found += [pid for pid in pids if _LOADER in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return found
 
 
 class InlineWorker:

@@ -8,11 +8,11 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from batchinfer.data import Receipt, Unit
-from batchinfer.errors import BatchinferError, DeviceError
+from batchinfer.errors import BatchinferError, DeviceError, from_message
 from batchinfer.events import (
     BatchFinished,
     EfficiencyMeasured,
@@ -24,7 +24,8 @@ from batchinfer.events import (
     WorkerReady,
     WorkerSaid,
 )
-from batchinfer.runner.endings import died_of, quoted, rebuild, standing
+from batchinfer.lifeline import died_of
+from batchinfer.runner.endings import quoted, standing
 from batchinfer.runner.messages import Assign, Batches, Done, Failed, Measured, Message, Ready, Start, Stop
 from batchinfer.runner.process import LineTail, Worker
 from batchinfer.runner.watchdog import Watchdog
@@ -300,7 +301,7 @@ class Supervisor:
         member.worker.close()
         code = -signal.SIGKILL if code is None else code
         if member.failure is not None:
-            raise rebuild(member.failure)
+            raise from_message(asdict(member.failure))
         restarts = not member.stopping and member.deaths + 1 < _MAX_DEATHS
         self._emit(WorkerExited(worker=member.index, code=code, restarts=restarts))
         if member.stopping:

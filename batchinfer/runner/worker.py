@@ -6,21 +6,18 @@ It talks over the two pipes it is started with. What it prints goes to its paren
 from __future__ import annotations
 
 import base64
-import ctypes
 import faulthandler
 import os
 import queue
 import resource
-import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from batchinfer import crash
-from batchinfer.errors import BatchinferError, ExitCode
+from batchinfer import crash, lifeline
+from batchinfer.errors import ExitCode, to_message
 from batchinfer.runner.messages import (
     Assign,
     Batches,
@@ -39,8 +36,6 @@ if TYPE_CHECKING:
     from batchinfer.engine.contract import Contract
 
 _FLUSH_S = 0.2
-_PR_SET_PDEATHSIG = 1
-_MAX_TRACE = 20_000
 _KIB = 1024
 
 
@@ -146,28 +141,10 @@ def serve(channel: Channel) -> int:
     inbox, outbox = _Inbox(channel), _Outbox(channel)
     try:
         _work(inbox, outbox)
-    except BatchinferError as error:
-        outbox.send(
-            Failed(
-                exit_code=error.exit_code,
-                message=error.message,
-                where=error.where,
-                hint=error.hint,
-                details=traceback.format_exc()[-_MAX_TRACE:],
-            )
-        )
-        return error.exit_code
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
-        outbox.send(
-            Failed(
-                exit_code=ExitCode.INTERNAL,
-                message=f"{type(error).__name__}: {error}",
-                where=None,
-                hint=None,
-                details=traceback.format_exc()[-_MAX_TRACE:],
-            )
-        )
-        return ExitCode.INTERNAL
+        message = to_message(error)
+        outbox.send(Failed(**message))
+        return int(message["exit_code"])
     return ExitCode.OK
 
 
@@ -219,16 +196,11 @@ def peak_bytes() -> int:
 def main() -> None:
     """Run as a process: `python -m batchinfer.runner.worker READ_FD WRITE_FD PARENT_PID`."""
     read_fd, write_fd, parent = (int(argument) for argument in sys.argv[1:4])
-    # Die with the parent, however it dies; and if it died before this line, now.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(ExitCode.CRASH)
+    lifeline.die_with(parent)
     crash.arm()
     # A watchdog's SIGABRT, or a crash of native code, shows where every thread stood.
     faulthandler.enable()
-    # Ctrl-C reaches the whole group: the parent decides what it means for a worker.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    lifeline.leave_signals_to_parent()
     try:
         code = serve(Channel(read_fd, write_fd))
     except (BrokenPipeError, EOFError):

@@ -92,6 +92,7 @@ NEUTRAL: dict[str, Any] = {
     "compute.threads": 3,
     "compute.readers": 3,
     "compute.concurrency": 3,
+    "compute.loaders": "processes",
     "compute.host_memory": 3,
     "compute.claims": "lease",
     "compute.heartbeat": 3.0,

@@ -89,7 +89,28 @@ def test_every_choice_has_its_reason() -> None:
         "compute.threads": (4, "8 cores / 2 workers"),
         "compute.readers": (2, "as asked"),
         "compute.host_memory": (2 * 2**30, "1024 MiB a worker"),
+        "compute.loaders": ("threads", "no step runs code of yours"),
     }
+
+
+@pytest.mark.parametrize(
+    ("steps", "asked", "loaders"),
+    [
+        ([], "auto", "threads"),
+        (["image"], "auto", "threads"),
+        (["image", {"python": "users_code:step"}], "auto", "processes"),
+        ([{"python": "users_code:step"}], "threads", "threads"),
+        (["image"], "processes", "processes"),
+    ],
+)
+def test_code_of_the_users_runs_in_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[object], asked: str, loaders: str
+) -> None:
+    """auto: processes exactly where a step runs code of the user's; what is asked for holds."""
+    (tmp_path / "users_code.py").write_text("def step(rows): return rows\n")
+    monkeypatch.chdir(tmp_path)
+    job = resolve(job_with(preprocess=steps, compute={"loaders": asked}), Machine(8))
+    assert job.compute.loaders == loaders
 
 
 def test_a_resolved_job_crosses_a_process_border() -> None:

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2] / "batchinfer"
 
 LEVELS = [
-    {"clock", "crash", "errors", "data", "events", "protocols", "options", "redact"},
+    {"clock", "crash", "errors", "data", "events", "protocols", "options", "redact", "frames", "lifeline"},
     {"config", "storage", "tensors", "hardware", "registry", "user_code", "onnx_files"},
     {"sources", "preprocess", "loader", "backends", "postprocess", "sinks", "testing"},
     {"engine"},
@@ -32,7 +32,7 @@ FENCES = {
     "onnxruntime": ("backends/onnx_session.py",),
     "transformers": ("backends/hf_model.py",),
     "safetensors": ("backends/",),
-    "subprocess": ("runner/", "cli/doctor.py"),
+    "subprocess": ("runner/", "engine/loaders.py", "cli/doctor.py"),
     "prometheus_client": ("telemetry/",),
     "rich": ("telemetry/", "cli/"),
     "typer": ("cli/",),

@@ -63,7 +63,7 @@ KEYS = {
     "OutputOptions": "path format storage_options carry columns partition_by meta commit",
     "CheckpointOptions": "unit_rows every spill_bytes",
     "ErrorsOptions": "on_error max",
-    "ComputeOptions": "devices workers_per_device concurrency threads readers host_memory claims heartbeat "
+    "ComputeOptions": "devices workers_per_device concurrency threads readers loaders host_memory claims heartbeat "
     "stall_timeout",
     "LimitsOptions": "grace",
     "ObserveOptions": "interval pushgateway",

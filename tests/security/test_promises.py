@@ -26,7 +26,9 @@ def step(rows):
     if rows.num_rows:
         place = pathlib.Path(tempfile.gettempdir())
         seen = {path.name: oct(path.stat().st_mode & 0o777) for path in place.iterdir()}
-        found = {"temporary": seen, "pid": os.getpid(), "parent": os.getppid()}
+        status = pathlib.Path(f"/proc/{os.getppid()}/status").read_text()
+        above = [os.getppid(), int(status.partition("PPid:")[2].split()[0])]
+        found = {"temporary": seen, "pid": os.getpid(), "above": above}
         pathlib.Path(__file__).with_name("seen.json").write_text(json.dumps(found))
     return {"x": rows["x"]}
 """
@@ -93,15 +95,19 @@ def test_no_name_of_a_temporary_file_can_be_foreseen() -> None:
     assert '.open("xb")' in (ROOT / "batchinfer" / "storage" / "posix.py").read_text()
 
 
-def test_the_users_code_runs_in_workers_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("loaders", ["threads", "processes"])
+def test_the_users_code_runs_in_workers_and_loaders_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaders: str
+) -> None:
     """The process that plans, commits the plan and reports never imports a module of the job's."""
     write_shards(tmp_path / "in", [50])
     (tmp_path / "watching.py").write_text(STEP)
     monkeypatch.delitem(sys.modules, "watching", raising=False)
-    report = batchinfer.run_job(str(doubling_job(tmp_path, preprocess=[{"python": "watching:step"}])))
+    job = doubling_job(tmp_path, preprocess=[{"python": "watching:step"}])
+    report = batchinfer.run_job(str(job), compute__loaders=loaders)
     seen = json.loads((tmp_path / "seen.json").read_text())
     assert report.rows_ok == 50
-    assert seen["pid"] != os.getpid() == seen["parent"]
+    assert seen["pid"] != os.getpid() == seen["above"][loaders == "processes"]
     assert "watching" not in sys.modules
 
 
