@@ -2,7 +2,7 @@
 
     read           thread "read":     source.read -> Chunk
     encode         pool "encode":     steps -> EncodedChunk
-    batches_of     thread "batch":    windows, length sorting, padding -> HostBatch
+    batches_of     thread "batch":    windows, length sorting, padding, staging -> HostBatch
     overlap        threads "launch", "device":  upload, model, download -> OutputBatch
                    (on a CPU: pool "compute", several batches at once)
     Gatherer.typed this thread:       postprocess, type -> TypedBatch
@@ -166,8 +166,8 @@ def _results(way: Way, stop: threading.Event) -> Any:
         name="encode",
     )
     batches = prefetch(
-        batches_of(encoded, way.windows, way.batches),
-        bound=Bound(_BATCHES_AHEAD, way.room.batches),
+        _staged(batches_of(encoded, way.windows, way.batches), way.pipeline),
+        bound=Bound(way.pipeline.ahead, way.room.batches),
         size_of=_batch_bytes,
         name="batch",
     )
@@ -177,6 +177,12 @@ def _results(way: Way, stop: threading.Event) -> Any:
         size_of=_output_bytes,
         name="device",
     )
+
+
+def _staged(batches: Iterable[HostBatch], pipeline: DevicePipeline) -> Generator[HostBatch, None, None]:
+    """Bring batches to where the device takes them from."""
+    for batch in batches:
+        yield pipeline.stage(batch)
 
 
 def _computed(
@@ -219,6 +225,7 @@ def _passing_done(
         """Queue a batch, unless it is done."""
         found = way.spills.restore(batch)
         if found is not None:
+            way.pipeline.discard(batch)
             return InFlight(batch, {}, 0.0, restored=found)
         crash_point("infer.before")
         inflight = way.pipeline.submit(batch)
