@@ -102,10 +102,9 @@ class RingPipeline:
             return OutputBatch(inflight.batch, {}, 0.0)
         computed, slot = flight.computed, flight.slot
         with _device_errors():
-            self._wait(flight.done)
+            self._wait(flight)
         found = dict(computed.passing)
         if slot is not None:
-            slot.settle()
             slot.move(State.READING)
             found |= {piece.name: slot.read(piece) for piece in computed.layout.pieces}
             self._rings.pinned_out.free(slot)
@@ -193,13 +192,16 @@ class RingPipeline:
         into.used(done)
         return _Flight(computed, into, done)
 
-    def _wait(self, done: Event) -> None:
+    def _wait(self, flight: _Flight) -> None:
         """Wait, and set the device's clock by ours: a wait ends when the event happens."""
-        had_to = not done.query()
-        done.synchronize()
+        had_to = not flight.done.query()
+        if flight.slot is not None:
+            flight.slot.settle()
+        else:
+            flight.done.synchronize()
         now = time.perf_counter()
         if had_to or now - self._anchored > _OLD_S:
-            self._anchor, self._anchored = done, now
+            self._anchor, self._anchored = flight.done, now
 
 
 @contextmanager
