@@ -8,7 +8,6 @@ nothing ever runs, so that no model's freed memory is among them.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchinfer.backends.torch_device import torch_device
+from batchinfer.engine.host_memory import map_memory
 from batchinfer.errors import DataError
 
 if TYPE_CHECKING:
@@ -68,17 +68,11 @@ class CudaRuntime:
         return CudaStream(self._device)
 
     def host_buffer(self, num_bytes: int) -> PinnedBuffer:
-        """Map memory and register it with CUDA: exactly so many bytes, and touched by this thread first.
+        """Map memory and register it with CUDA.
 
         Where CUDA does not register it (a limit on locked memory, an old kernel), torch allocates instead.
         """
-        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        # A kernel may have no huge pages; a child that is forked must not make ours move.
-        with contextlib.suppress(OSError):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        memory.madvise(mmap.MADV_DONTFORK)
-        array = np.frombuffer(memory, np.uint8)
-        array.fill(0)
+        array = map_memory(num_bytes)
         address = array.ctypes.data
         cudart = self._torch.cuda.cudart()
         with self._torch.cuda.device(self._device):
