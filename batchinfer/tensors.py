@@ -128,6 +128,8 @@ def to_numpy(array: pa.Array) -> np.ndarray[Any, Any]:
 
 def null_rows(array: pa.Array) -> np.ndarray[Any, Any]:
     """Return the positions of rows that are null, or whose list holds a null: int64, ascending."""
+    if not array.null_count and not pa.types.is_nested(array.type):
+        return np.empty(0, np.int64)
     bad = np.zeros(len(array), dtype=bool)
     if array.null_count:
         bad |= array.is_null().to_numpy(zero_copy_only=False)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from batchinfer.backends.type_text import Signature, parse_specs
 from batchinfer.backends.unused_keys import not_for
+from batchinfer.clock import Clock, SystemClock
 from batchinfer.config.sections import ModelOptions
 from batchinfer.errors import ContractError
 from batchinfer.options import Field, field_validator, neutral
@@ -62,6 +62,7 @@ class SimulatedBackend:
     """
 
     Options = SimulatedOptions
+    clock: ClassVar[Clock] = SystemClock()
 
     def __init__(self, options: SimulatedOptions) -> None:
         self._options = options
@@ -84,14 +85,14 @@ class SimulatedBackend:
             name = f"batchinfer-simulated-{os.getuid()}-{device.replace(':', '')}.lock"
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._lock = os.open(Path(tempfile.gettempdir()) / name, flags, 0o600)
-        time.sleep(self._options.load_seconds)
+        self.clock.sleep(self._options.load_seconds)
 
     def forward(self, tensors: Tensors) -> dict[str, Any]:
         """Compute a batch, for as long as the options say."""
         sums = [_row_sums(tensors[spec.name]) for spec in self.inputs]
         num_rows = len(sums[0])
         with self._alone():
-            time.sleep(self._options.seconds_per_batch + num_rows * self._options.seconds_per_row)
+            self.clock.sleep(self._options.seconds_per_batch + num_rows * self._options.seconds_per_row)
         doubled = 2 * np.sum(sums, axis=0)
         return {spec.name: _filled(spec, doubled) for spec in self.outputs}
 

@@ -8,6 +8,7 @@ run's computing says how long the whole run would have taken so.
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -71,7 +72,7 @@ class Sample:
         batches = [output.batch for output in self._kept]
         # Enough of them to fill every lane evenly to the end.
         sampled_s = sum(output.compute_s for output in self._kept)
-        times = max(1, int(self._enough_s / max(sampled_s, 1e-6)))
+        times = max(1, math.ceil(self._enough_s / max(sampled_s, 1e-6)))
         rounds = [_seconds(compute, batches, times) / times for _ in range(_ROUNDS)]
         model_s = statistics.median(rounds) * self._compute_s / sampled_s
         return Efficiency(self._rows, committed - self._began, model_s)

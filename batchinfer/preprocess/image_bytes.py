@@ -24,16 +24,19 @@ class UnreadableImage(Exception):
     """One image cannot be used; the message says why, and is the same wherever it is decoded."""
 
 
-def decode(data: bytes, *, max_pixels: int) -> Image:
+def decode(data: bytes, *, max_pixels: int, at_least: int | None = None) -> Image:
     """Decode JPEG, PNG or WebP bytes to an upright RGB image; the first frame of a moving one.
 
-    Transparency lies on black, of 16-bit grey the high byte is kept. Raises UnreadableImage.
+    Transparency lies on black, of 16-bit grey the high byte is kept. A JPEG of which both sides are to be
+    `at_least` so long may come smaller than it is. Raises UnreadableImage.
     """
     from PIL import Image as Pillow
 
     try:
         image = _opened(data, max_pixels)
         refuse_size("claims", image.width, image.height, max_pixels)
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))
         image.load()
         return _rgb(_upright(image))
     except (UnreadableImage, MemoryError):

@@ -188,6 +188,11 @@ def _run_finished(event: RunFinished, snapshot: Snapshot) -> Record:
     }
     more = {
         "rows_per_second": round(snapshot.mean_rows_per_second, 3),
+        "steady_rows_per_second": round(snapshot.steady_rate, 3) or None,
+        "model_rows_per_second": round(snapshot.model_rate, 3) or None,
+        "padding_ratio": _round(snapshot.padding_ratio, 4),
+        "stage_seconds": {stage: round(seconds, 4) for stage, seconds in snapshot.stage_seconds.items()},
+        "peak_bytes": snapshot.peak_bytes or None,
         "output": snapshot.output,
         "errors": dict(snapshot.errors),
         "error_samples": samples,

@@ -1,7 +1,9 @@
-"""For tests of components, ours and yours: exams that a component must pass, and a device that is never
-early."""
+"""For tests and benchmarks, ours and yours: exams for components, and devices that only pretend."""
+
+from __future__ import annotations
 
 from batchinfer.testing.exams import check_backend
 from batchinfer.testing.lazy_device import LazyDevice
+from batchinfer.testing.virtual_clock import VirtualClock
 
-__all__ = ["LazyDevice", "check_backend"]
+__all__ = ["LazyDevice", "VirtualClock", "check_backend"]

@@ -60,6 +60,30 @@ def test_resize_crop_normalize(kind: str) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("resize", ["shortest", "stretch", "none"])
+def test_draft(kind: str, resize: str) -> None:
+    """A draft is a JPEG decoded at a fraction of its size, still at least as large as asked for; it is
+    not the default, and nothing else has drafts."""
+    data = picture(640, 400, kind)
+    options = {"size": 64, "resize": resize, "resize_to": 90, "dtype": "uint8", "layout": "hwc"}
+    drafted, full = (encode(step(**options, draft=draft), [data]) for draft in (True, False))
+    image: Pillow.Image = Pillow.open(io.BytesIO(data))
+    if resize != "none":
+        image.draft(None, (90, 90) if resize == "shortest" else (64, 64))
+    assert min(image.size) == (100 if kind == "JPEG" and resize != "none" else 400)
+    side = 90 if resize == "shortest" else 64
+    if resize != "none":
+        width = int(side * max(image.size) / min(image.size)) if resize == "shortest" else side
+        image = image.resize((width, side), Pillow.Resampling.BILINEAR)
+    left, top = round((image.width - 64) / 2), round((image.height - 64) / 2)
+    expected = np.asarray(image.crop((left, top, left + 64, top + 64)))
+    found = tensors.to_numpy(drafted.rows["pixel_values"])[0]
+    np.testing.assert_array_equal(found, expected)
+    same = np.array_equal(found, tensors.to_numpy(full.rows["pixel_values"])[0])
+    assert same == (kind == "PNG" or resize == "none")
+
+
 def test_stretch_hwc_uint8() -> None:
     """Stretch ignores the aspect, hwc keeps channels last, uint8 keeps pixels."""
     data = picture(30, 60)
