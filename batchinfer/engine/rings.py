@@ -145,8 +145,8 @@ class Slot:
 class Ring:
     """Slots that are used in turn. Buffers are allocated when a batch first needs them, and kept.
 
-    A batch larger than its slot gets a larger buffer; what idle slots hold is given up where all would
-    take more than `budget` bytes. One batch is always admitted. One thread acquires; others may move the
+    A batch larger than its slot gets a larger buffer; where all would take more than `budget` bytes, idle
+    slots give theirs. One batch is always admitted. One thread acquires; others may move the
     slots that they were given.
     """
 
@@ -210,17 +210,38 @@ class Ring:
             self.free(slot)
 
     def _grow(self, slot: Slot, num_bytes: int) -> None:
-        """Give a slot a larger buffer: as large as any so far, if there is room for all of that size."""
-        self._give_up(slot)
+        """Give a slot a larger buffer: as large as any so far, if there is room for all of that size; a new
+        one within the budget, else that of an idle slot."""
+        self._reclaim(slot)
         wanted = max(num_bytes, min(self._largest, self._budget // len(self._slots)))
         wanted = -(-wanted // _GRANULE) * _GRANULE
-        idle = [other for other in self._slots if other.capacity and self._is_idle(other)]
-        for other in sorted(idle, key=lambda other: -other.capacity):
-            if self.num_bytes + wanted <= self._budget:
-                break
-            self._give_up(other)
+        others = self._idle_in_turn()
+        self._make_room(slot, wanted, [other for other in others if other.capacity > 2 * wanted])
+        if not self._has_room(slot, wanted):
+            for other in others:
+                if other.capacity >= num_bytes:
+                    self._reclaim(other)
+                    slot.buffer, other.buffer = other.buffer, slot.buffer
+                    slot.capacity, other.capacity = other.capacity, slot.capacity
+                    return
+        self._make_room(slot, wanted, others)
+        self._give_up(slot)
         slot.buffer = self._allocate(wanted)
         slot.capacity = wanted
+
+    def _idle_in_turn(self) -> list[Slot]:
+        """Return the idle slots that hold a buffer, the one that was used longest ago first."""
+        count = len(self._slots)
+        in_turn = (self._slots[(self._next + at) % count] for at in range(count - 1))
+        return [slot for slot in in_turn if slot.capacity and self._is_idle(slot)]
+
+    def _has_room(self, slot: Slot, wanted: int) -> bool:
+        return self.num_bytes - slot.capacity + wanted <= self._budget
+
+    def _make_room(self, slot: Slot, wanted: int, others: list[Slot]) -> None:
+        for other in sorted(others, key=lambda other: -other.capacity):
+            if not self._has_room(slot, wanted):
+                self._give_up(other)
 
     def _give_up(self, slot: Slot) -> None:
         """Drop a buffer, once nothing on the device refers to it."""

@@ -73,6 +73,9 @@ def draw_sizes(rng: random.Random) -> RingSizes:
         device_in=rng.randint(1, 4),
         device_out=rng.randint(1, 4),
         pinned_out=rng.randint(1, 8),
+        # From one batch at a time, so that slots take each other's buffers, to all of them.
+        host_bytes=rng.choice([1, 3, 100]) << 16,
+        device_bytes=rng.choice([1, 3, 100]) << 16,
     )
 
 
