@@ -108,8 +108,17 @@ def overlap(
 
     Results come in submission order, each as soon as it is there, also while no further batch comes.
     """
-    submitted = (submit(batch) for batch in batches)
-    ahead = prefetch(submitted, bound=Bound(depth, 1), size_of=lambda _: 0, name="launch")
+
+    def submitted() -> Generator[InFlight, None, None]:
+        """Submit, and let the stages before end when this one does: an error holds on to all of them."""
+        try:
+            for batch in batches:
+                yield submit(batch)
+        finally:
+            if isinstance(batches, Generator):
+                batches.close()
+
+    ahead = prefetch(submitted(), bound=Bound(depth, 1), size_of=lambda _: 0, name="launch")
     try:
         for inflight in ahead:
             yield collect(inflight)

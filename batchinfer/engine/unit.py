@@ -158,7 +158,7 @@ def _results(way: Way, stop: threading.Event) -> Any:
     """Chain the stages up to the results; each runs ahead of the next, within its bounds."""
     encode = _or_stop(_timed(way.encode), stop)
     submit, collect = _passing_done(way)
-    collect = _or_stop(collect, stop)
+    submit, collect = _or_stop(submit, stop), _or_stop(collect, stop)
     encoded = prefetch(
         ordered_map(encode, _pieces(way.chunks, way.chunk_rows), threads=way.readers, name="encode"),
         bound=Bound(64, way.room.encoded),
@@ -166,7 +166,7 @@ def _results(way: Way, stop: threading.Event) -> Any:
         name="encode",
     )
     batches = prefetch(
-        _staged(batches_of(encoded, way.windows, way.batches), way.pipeline),
+        _staged(batches_of(encoded, way.windows, way.batches), _or_stop(way.pipeline.stage, stop)),
         bound=Bound(way.pipeline.ahead, way.room.batches),
         size_of=_batch_bytes,
         name="batch",
@@ -179,10 +179,16 @@ def _results(way: Way, stop: threading.Event) -> Any:
     )
 
 
-def _staged(batches: Iterable[HostBatch], pipeline: DevicePipeline) -> Generator[HostBatch, None, None]:
+def _staged(
+    batches: Iterable[HostBatch], stage: Callable[[HostBatch], HostBatch]
+) -> Generator[HostBatch, None, None]:
     """Bring batches to where the device takes them from."""
-    for batch in batches:
-        yield pipeline.stage(batch)
+    try:
+        for batch in batches:
+            yield stage(batch)
+    finally:
+        if isinstance(batches, Generator):
+            batches.close()
 
 
 def _computed(

@@ -19,6 +19,7 @@ from batchinfer.backends.simulated import SimulatedBackend
 from batchinfer.engine import gather, rings
 from batchinfer.engine.ring_pipeline import RingPipeline
 from batchinfer.engine.rings import RingSizes, Slot
+from batchinfer.errors import DataError
 from batchinfer.runner import assemble
 from batchinfer.sinks.jsonl import JsonlOptions, JsonlSink
 from batchinfer.sinks.parquet import ParquetOptions, ParquetSink
@@ -140,6 +141,28 @@ def test_one_thread_runs_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     on_device(monkeypatch, Prompt(), rng)
     assert is_right(run_rows(rng))
     assert names == {"launch"}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_model_that_fails_ends_the_run(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that surfaces late, in whichever thread waits first, ends the run as what it is, and no stage
+    waits for a slot that nobody will free."""
+    calls = itertools.count()
+
+    def forward(self: SimulatedBackend, tensors: Any) -> Any:
+        if next(calls) > 8 + 2 * seed:
+            raise DataError("the model refused a batch")
+        return real(self, tensors)
+
+    real = SimulatedBackend.forward
+    monkeypatch.setattr(SimulatedBackend, "forward", forward)
+    rng = random.Random(seed)
+    if seed % 3:  # else on the CPU itself
+        on_device(monkeypatch, LazyDevice(is_racing=seed % 3 == 1), rng)
+    before = threading.active_count()
+    with pytest.raises(DataError, match="refused"):
+        run_rows(rng)
+    assert threading.active_count() <= before + 1
 
 
 def poison(column: pa.ChunkedArray) -> None:
