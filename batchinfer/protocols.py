@@ -108,7 +108,8 @@ class Backend(Protocol):
     def forward(self, tensors: Tensors) -> Tensors:
         """Run one batch. On the CPU: NumPy arrays in, NumPy (or Arrow) out, never aliasing memory
         that the next call overwrites. On CUDA: torch tensors on the device in and out, queued on
-        the current stream, no synchronization."""
+        the current stream, no synchronization; inputs are read only, and only by what is queued
+        before this returns; results may lie in memory that the next call overwrites."""
         ...
 
     def close(self) -> None:

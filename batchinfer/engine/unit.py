@@ -2,7 +2,7 @@
 
     read           thread "read":     source.read -> Chunk
     encode         pool "encode":     steps -> EncodedChunk
-    batches_of     thread "batch":    windows, length sorting, padding -> HostBatch
+    batches_of     thread "batch":    windows, length sorting, padding, staging -> HostBatch
     overlap        threads "launch", "device":  upload, model, download -> OutputBatch
                    (on a CPU: pool "compute", several batches at once)
     Gatherer.typed this thread:       postprocess, type -> TypedBatch
@@ -159,7 +159,7 @@ def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
     """Chain the stages up to the results; each runs ahead of the next, within its bounds."""
     encode = _or_stop(_timed(way.encode), stop, failed)
     submit, collect = _passing_done(way)
-    collect = _or_stop(collect, stop, failed)
+    submit, collect = _or_stop(submit, stop, failed), _or_stop(collect, stop, failed)
     encoded = prefetch(
         ordered_map(encode, _pieces(way.chunks, way.chunk_rows), threads=way.readers, name="encode"),
         bound=Bound(64, way.room.encoded),
@@ -167,8 +167,8 @@ def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
         name="encode",
     )
     batches = prefetch(
-        batches_of(encoded, way.windows, way.batches),
-        bound=Bound(_BATCHES_AHEAD, way.room.batches),
+        _staged(batches_of(encoded, way.windows, way.batches), _or_stop(way.pipeline.stage, stop, failed)),
+        bound=Bound(way.pipeline.ahead, way.room.batches),
         size_of=_batch_bytes,
         name="batch",
     )
@@ -178,6 +178,18 @@ def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
         size_of=_output_bytes,
         name="device",
     )
+
+
+def _staged(
+    batches: Iterable[HostBatch], stage: Callable[[HostBatch], HostBatch]
+) -> Generator[HostBatch, None, None]:
+    """Bring batches to where the device takes them from."""
+    try:
+        for batch in batches:
+            yield stage(batch)
+    finally:
+        if isinstance(batches, Generator):
+            batches.close()
 
 
 def _computed(
@@ -222,6 +234,7 @@ def _passing_done(
         """Queue a batch, unless it is done."""
         found = way.spills.restore(batch)
         if found is not None:
+            way.pipeline.discard(batch)
             return InFlight(batch, {}, 0.0, restored=found)
         crash_point("infer.before")
         inflight = way.pipeline.submit(batch)

@@ -110,7 +110,7 @@ def assemble(start: Start, *, units: Units, spilled: set[int]) -> Iterator[Assem
             encode=Encoder(job, _through_steps(job, schema, contract, steps, loaders), run=start.run),
             windows=windows,
             batches=BatchPolicy(size=size, by_tokens=by == "tokens", bindings=contract.bindings),
-            pipeline=open_pipeline(backend, start.device),
+            pipeline=open_pipeline(backend, start.device, host_bytes=room.batches),
             spills=Spills(
                 store,
                 layout,

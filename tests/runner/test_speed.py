@@ -100,7 +100,7 @@ def test_efficiency(tmp_path: Path, batchinfer: Run, concurrency: int) -> None:
     end = figures(batchinfer, job, "--measure")
     # A batch of 32 rows takes 20 ms; a busy machine adds to that.
     assert 800 < end["model_rows_per_second"] < 1.02 * 1600
-    assert end["steady_rows_per_second"] < 1.02 * end["model_rows_per_second"]
+    assert end["steady_rows_per_second"] < 1.1 * end["model_rows_per_second"]
     assert end["rows_ok"] == 1280
     again = batchinfer("verify", "--deep", str(job))
     assert again.returncode == 0, again.stderr
@@ -143,5 +143,6 @@ def test_memory_does_not_grow_with_the_input(tmp_path: Path, batchinfer: Run) ->
         end = figures(batchinfer, job)
         assert end["rows_ok"] == rows
         peaks.append(end["peak_bytes"])
-    assert peaks[1] < 1.25 * peaks[0], peaks
+    # What an allocator keeps differs from run to run; rows that stayed would be all of the input's growth.
+    assert peaks[1] - peaks[0] < 0.1 * 9 * 51_200 * 4096, peaks
     assert peaks[1] < 700 * 2**20, peaks
