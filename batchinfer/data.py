@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from batchinfer.errors import BatchinferError
+
     Column: TypeAlias = "np.ndarray[Any, Any] | pa.Array"
     """Values of one name for the rows of a batch: an ndarray of shape (rows, ...) for tensors,
     an Arrow array for strings, bytes, ragged lists and structs."""
@@ -238,7 +240,8 @@ class OutputBatch:
 
     The device took `compute_s` seconds from `started` on, by `time.perf_counter`; `lane` names the one
     that computed, where several compute at once. `restored` are the finished columns of a batch that
-    an earlier attempt has done, and that met no device now.
+    an earlier attempt has done, and that met no device now. A batch that failed has no tensors, but
+    `pieces` that went well, in order, and `refused`: why each other row did not, by its position.
     """
 
     batch: HostBatch
@@ -247,18 +250,22 @@ class OutputBatch:
     restored: tuple[pa.Array, ...] | None = None
     started: float = 0.0
     lane: int = 0
+    pieces: tuple[OutputBatch, ...] = ()
+    refused: Mapping[int, BatchinferError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class TypedBatch:
     """A batch's results as they will be written: one Arrow array of `rows` values per result column.
 
-    `restored`: they were computed by an earlier attempt at the unit.
+    `restored`: they were computed by an earlier attempt at the unit. `failed` are rows of the window
+    that the model or a step after it refused; they are none of the batch's.
     """
 
     batch: HostBatch
     columns: tuple[pa.Array, ...]
     restored: bool = False
+    failed: Mapping[int, RowError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,10 +4,12 @@ BatchinferError            70  a broken promise of ours: please report it
 ├─ UsageError               2  the command line is wrong
 ├─ BudgetExceeded           3  more failed rows than `errors.max` allows
 ├─ DataError               65  an input is corrupt, changed or drifted; or verify found a difference
+│  └─ UserCodeError        65  code of the user's raised on some rows
 ├─ NoInputError            66  nothing matches `input.path`
 ├─ FingerprintError        67  the output belongs to a different job
 ├─ UnavailableError        69  a store or the network gave out
 ├─ DeviceError             71  no usable device, or the model cannot run on it
+│  └─ OutOfMemory          71  its memory, or the host's, does not hold a batch
 ├─ UnsafeStoreError        73  the output store cannot commit safely
 ├─ LocalDiskError          74  the local disk is full or broken
 ├─ Interrupted             75  stopped early on request; the same command resumes
@@ -110,6 +112,10 @@ class DataError(BatchinferError):
     kind = "data"
 
 
+class UserCodeError(DataError):
+    """Code of the user's raised on some rows."""
+
+
 class NoInputError(BatchinferError):
     """Nothing matches `input.path`."""
 
@@ -136,6 +142,10 @@ class DeviceError(BatchinferError):
 
     exit_code = ExitCode.DEVICE
     kind = "device"
+
+
+class OutOfMemory(DeviceError):
+    """Memory, the device's or the host's, does not hold a batch; a smaller one may fit."""
 
 
 class UnsafeStoreError(BatchinferError):

@@ -226,3 +226,21 @@ def _split(text: str) -> list[str]:
             parts.append(text[start:at])
             start = at + 1
     return [*parts, text[start:]]
+
+
+def rows_not_finite(column: pa.Array) -> np.ndarray[Any, Any]:
+    """Return the positions of rows that hold NaN or infinity, int64; none for a column without floats.
+
+    The column holds no null.
+    """
+    inner = column.type
+    while pa.types.is_list(inner) or pa.types.is_large_list(inner) or pa.types.is_fixed_size_list(inner):
+        inner = inner.value_type
+    if not pa.types.is_floating(inner):
+        return np.empty(0, np.int64)
+    if is_ragged(column.type):
+        flat = column.flatten().to_numpy(zero_copy_only=False)
+        owners = np.repeat(np.arange(len(column)), lengths(column))
+        return np.unique(owners[~np.isfinite(flat)])
+    values = to_numpy(column).reshape(len(column), -1)
+    return np.flatnonzero(~np.isfinite(values).all(axis=1))

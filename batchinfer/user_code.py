@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from batchinfer.errors import BatchinferError, ContractError, DataError, DeviceError
+from batchinfer.errors import BatchinferError, ContractError, DeviceError, OutOfMemory, UserCodeError
 
 _NOT_THEIRS = (
     str(Path(__file__).parent),
@@ -51,13 +51,13 @@ def setting_up(entry: str) -> Iterator[None]:
     except BatchinferError:
         raise
     except Exception as error:
-        if fault := device_fault(error):
-            raise DeviceError(f"{entry} failed: {told(error)}", hint=fault) from error
+        if fault := device_error(error, f"{entry} failed: {told(error)}"):
+            raise fault from error
         raise ContractError(f"{entry} failed: {told(error)}", where=place(error)) from error
 
 
 def call(entry: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call the user's function with rows. Raises DataError that names the line where it raised, and
+    """Call the user's function with rows. Raises UserCodeError that names the line where it raised, and
     DeviceError where the device is at fault."""
     try:
         return function(*arguments)
@@ -66,21 +66,25 @@ def call(entry: str, function: Callable[..., Any], *arguments: Any) -> Any:
     except Exception as error:
         home = getattr(sys.modules.get(entry.partition(":")[0]), "__file__", None)
         where, kind = place(error, home=home), type(error).__name__
-        if fault := device_fault(error):
-            raise DeviceError(f"{entry} raised {kind}", where=where, hint=fault) from error
-        raise DataError(
+        if fault := device_error(error, f"{entry} raised {kind}", where=where):
+            raise fault from error
+        raise UserCodeError(
             f"{entry} raised {kind}",
             where=where,
             hint="BATCHINFER_DEBUG=1 shows its text and the whole traceback, which may quote rows",
         ) from error
 
 
-def device_fault(error: BaseException) -> str | None:
-    """Return the way out where it is not the rows that an error is about, but the device or its memory."""
+def device_error(error: BaseException, message: str, *, where: str | None = None) -> DeviceError | None:
+    """Return an error with this message where it is not the rows that `error` is about, but the device or
+    its memory."""
     names = {cls.__name__ for cls in type(error).__mro__}
     if names & _NO_MEMORY or _CPU_ALLOCATOR in str(error):
-        return "try a smaller batching.size, or fewer compute.workers_per_device"
-    return "`batchinfer doctor` shows the devices" if names & _DEVICE else None
+        hint = "try a smaller batching.size, or fewer compute.workers_per_device"
+        return OutOfMemory(message, where=where, hint=hint)
+    if names & _DEVICE:
+        return DeviceError(message, where=where, hint="`batchinfer doctor` shows the devices")
+    return None
 
 
 def told(error: BaseException) -> str:

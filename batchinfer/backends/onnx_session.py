@@ -22,7 +22,14 @@ from batchinfer.backends.onnx_signature import OnnxSignature, read_signature
 from batchinfer.backends.torch_device import torch_device
 from batchinfer.backends.unused_keys import not_for
 from batchinfer.config.sections import ModelOptions
-from batchinfer.errors import BatchinferError, ContractError, DataError, DeviceError, JobFileError
+from batchinfer.errors import (
+    BatchinferError,
+    ContractError,
+    DataError,
+    DeviceError,
+    JobFileError,
+    OutOfMemory,
+)
 from batchinfer.onnx_files import check_onnx_files
 from batchinfer.options import field_validator, neutral
 
@@ -36,6 +43,8 @@ _LEVELS = {
     "none": "ORT_DISABLE_ALL",
 }
 _FATAL = 4
+_NO_MEMORY = ("Failed to allocate memory", "out of memory", "bad allocation", "CUBLAS_STATUS_ALLOC_FAILED")
+"""onnxruntime has one error for everything: only its text tells that memory ran out."""
 
 
 class OnnxOptions(ModelOptions):
@@ -202,7 +211,7 @@ def _provider_options(options: OnnxOptions, name: str, stream: Any) -> dict[str,
 def _is_device_trouble(error: Exception, *, path: str = "") -> bool:
     # The model's path stands in the message, and may hold any word.
     text = str(error).replace(path, "") if path else str(error)
-    marks = ("CUDA", "CUDNN", "cuBLAS", "Failed to allocate memory", "EP_FAIL")
+    marks = ("CUDA", "CUDNN", "cuBLAS", "EP_FAIL", *_NO_MEMORY)
     return any(mark in text for mark in marks)
 
 
@@ -211,7 +220,8 @@ def _run_error(error: Exception, tensors: Mapping[str, Any]) -> BatchinferError:
         f"{name} {list(getattr(value, 'shape', (len(value),)))}" for name, value in tensors.items()
     )
     if _is_device_trouble(error):
-        return DeviceError(
+        kind = OutOfMemory if any(mark in str(error) for mark in _NO_MEMORY) else DeviceError
+        return kind(
             f"the device failed on a batch of {shapes}: {_first_line(error)}",
             hint="try a smaller batching.size",
         )

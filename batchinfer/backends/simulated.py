@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
+import signal
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,12 +21,15 @@ from batchinfer.backends.type_text import Signature, parse_specs
 from batchinfer.backends.unused_keys import not_for
 from batchinfer.clock import Clock, SystemClock
 from batchinfer.config.sections import ModelOptions
-from batchinfer.errors import ContractError
+from batchinfer.errors import ContractError, DataError, DeviceError, OutOfMemory
 from batchinfer.options import Field, field_validator, neutral
 from batchinfer.tensors import NUMERIC
 
 if TYPE_CHECKING:
     from batchinfer.data import Tensors, TensorSpec
+
+
+Fault = Literal["error", "nan", "rows", "memory", "device", "segfault", "abort", "exit", "kill", "hang"]
 
 
 def _linear() -> Signature:
@@ -47,6 +53,15 @@ class SimulatedOptions(ModelOptions):
 
     exclusive: bool = neutral(default=False)
     """Compute one batch at a time across all processes of this machine, as one device would."""
+
+    memory_rows: int | None = neutral(None, ge=1)
+    """Rows that its memory holds: a larger batch is refused, as a device would."""
+
+    faults: dict[str, Fault] = Field(default_factory=dict)
+    """What goes wrong with rows, by the sum of their inputs: `{"7.0": error}`. error: the model refuses the
+    batch. nan: the row's results are NaN. rows: a result is missing. memory: no memory for the row, in
+    whatever batch. device: the device fails, as after an illegal address. segfault, abort, exit, kill: the
+    process is gone. hang: it never comes back."""
 
     signature: Signature = Field(default_factory=_linear)
     """What it takes and gives. By default `x: float32[?]` and `y: float32[?]`."""
@@ -93,7 +108,18 @@ class SimulatedBackend:
         num_rows = len(sums[0])
         with self._alone():
             self.clock.sleep(self._options.seconds_per_batch + num_rows * self._options.seconds_per_row)
-        doubled = 2 * np.sum(sums, axis=0)
+        total = np.sum(sums, axis=0)
+        doubled = 2 * total
+        if self._options.memory_rows is not None and num_rows > self._options.memory_rows:
+            raise OutOfMemory(f"the simulated device's memory holds {self._options.memory_rows} rows")
+        keep = np.ones(num_rows, dtype=bool)
+        for value, fault in self._options.faults.items():
+            hit = total == float(value)
+            if fault == "rows":
+                keep &= ~hit
+            elif hit.any():
+                doubled = _faulty(doubled, hit, fault)
+        doubled = doubled if keep.all() else doubled[keep]
         return {spec.name: _filled(spec, doubled) for spec in self.outputs}
 
     def close(self) -> None:
@@ -113,6 +139,25 @@ class SimulatedBackend:
             yield
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+
+def _faulty(values: np.ndarray[Any, Any], hit: np.ndarray[Any, Any], fault: Fault) -> np.ndarray[Any, Any]:
+    """Return what a device that goes wrong on some rows gives, if anything."""
+    if fault == "error":
+        raise DataError("the simulated model refuses a row of the batch")
+    if fault == "memory":
+        raise OutOfMemory("the simulated device has no memory for a row of the batch")
+    if fault == "device":
+        raise DeviceError("the simulated device failed: an illegal memory access was encountered")
+    if fault == "segfault":
+        ctypes.string_at(0)
+    if fault == "exit":
+        os._exit(3)
+    if fault in {"abort", "kill"}:
+        os.kill(os.getpid(), signal.SIGABRT if fault == "abort" else signal.SIGKILL)
+    while fault != "nan":
+        time.sleep(1)
+    return np.where(hit, np.nan, values)
 
 
 def _row_sums(column: Any) -> np.ndarray[Any, Any]:

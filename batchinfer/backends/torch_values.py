@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from batchinfer.errors import BatchinferError, DataError, DeviceError
-from batchinfer.user_code import device_fault, place, told
+from batchinfer.errors import BatchinferError, DataError
+from batchinfer.user_code import device_error, place, told
 
 
 def to_tensor(name: str, value: Any, device: Any) -> Any:
@@ -60,8 +60,8 @@ def run_error(error: Exception, tensors: Mapping[str, Any]) -> BatchinferError:
     shapes = ", ".join(
         f"{name} {list(getattr(value, 'shape', (len(value),)))}" for name, value in tensors.items()
     )
-    if hint := device_fault(error):
-        return DeviceError(f"the device failed on a batch of {shapes}: {_reason(error)}", hint=hint)
+    if fault := device_error(error, f"the device failed on a batch of {shapes}: {_reason(error)}"):
+        return fault
     return DataError(f"the model refused a batch of {shapes}: {_reason(error)}", where=place(error))
 
 
@@ -71,8 +71,8 @@ def putting_on(device: Any, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if hint := device_fault(error):
-            raise DeviceError(f"{what} cannot be put on {device}: {told(error)}", hint=hint) from error
+        if fault := device_error(error, f"{what} cannot be put on {device}: {told(error)}"):
+            raise fault from error
         raise
 
 

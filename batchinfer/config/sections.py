@@ -219,6 +219,9 @@ class ErrorsOptions(Options):
     max: str | Annotated[int, Field(ge=0)] = neutral("0.1%")
     """Failed rows above which the run ends with exit code 3: a share (`0.1%`) or a count."""
 
+    check_finite: bool = False
+    """Fail the rows whose results hold NaN or infinity."""
+
     _max_share = field_validator("max", mode="before")(_share)
 
 
@@ -249,6 +252,11 @@ class ComputeOptions(Options):
     host_memory: Bytes | Literal["auto"] = neutral("auto")
     """Memory for the rows on their way, all workers together: bytes, or text such as 4GiB. The model and
     its libraries come on top. auto: 512 MiB for each worker on a CPU, 1 GiB on a GPU."""
+
+    determinism: Literal["rows", "bit"] = neutral("rows")
+    """What the rows beside one that fails may count on. rows: their results, computed in smaller batches, as
+    equal as those of any other batch size. bit: the very bits of a batch in which nothing failed; that
+    takes one forward pass more, and a batch that does not fit into memory ends the run."""
 
     claims: Literal["auto", "static", "lease"] = neutral("auto")
     """How several processes on one output share it. static: every n-th unit, by `--shard i/n`.

@@ -24,7 +24,8 @@ _AHEAD = 32
 class InFlight:
     """A submitted batch: its results, or where they will be (`flight` is the pipeline's own).
 
-    `restored` are the columns of a batch that was finished before, and that the device never sees.
+    `restored` are the columns of a batch that was finished before, and that the device never sees;
+    `isolated` is what came of a batch that failed at once.
     """
 
     batch: HostBatch
@@ -33,6 +34,7 @@ class InFlight:
     seconds: float = 0.0
     flight: Any = None
     restored: tuple[Any, ...] | None = None
+    isolated: OutputBatch | None = None
 
 
 class DevicePipeline(Protocol):

@@ -40,13 +40,7 @@ class Encoder:
         stepped = self._steps(chunk)
         failed = {row: _row_error(chunk, row, failure) for row, failure in stepped.failed.items()}
         if failed and self._fail_fast:
-            # Before anything of the unit is written: a part without `_error` must not hold a failed row.
-            first = failed[min(failed)]
-            raise BudgetExceeded(
-                f"a row failed in {first.stage}: {first.message}",
-                where=f"{first.source} row {first.row}",
-                hint="mend the row, or set errors.on_error: record to go on without it",
-            )
+            raise row_failed(failed[min(failed)])
         return EncodedChunk(
             unit=chunk.unit,
             carried=self._carried(chunk),
@@ -71,6 +65,18 @@ class Encoder:
             return pa.array(chunk.numbers, pa.int64())
         value = chunk.unit.shard.key if name == "_source" else self._constants[name]
         return pa.repeat(pa.scalar(value, META_TYPES[name]), chunk.rows.num_rows)
+
+
+def row_failed(failed: RowError) -> BudgetExceeded:
+    """Return the end of a run where one failed row is too many.
+
+    It comes before anything of the unit is written: a part without `_error` must not hold a failed row.
+    """
+    return BudgetExceeded(
+        f"a row failed in {failed.stage}: {failed.message}",
+        where=f"{failed.source} row {failed.row}",
+        hint="mend the row, or set errors.on_error: record to go on without it",
+    )
 
 
 def _row_error(chunk: Chunk, row: int, failure: StepFailure) -> RowError:

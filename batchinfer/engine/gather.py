@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +10,18 @@ import numpy as np
 import pyarrow as pa
 
 from batchinfer import tensors
-from batchinfer.data import OutputBatch, RowError, TypedBatch, Window
+from batchinfer.data import ErrorCode, OutputBatch, RowError, TypedBatch, Window
+from batchinfer.engine.blame import REFUSALS, Trust, isolate
 from batchinfer.engine.contract import ERROR_TYPE
-from batchinfer.errors import DataError, unit_context
+from batchinfer.engine.encode import row_failed
+from batchinfer.engine.isolate import rows_of
+from batchinfer.errors import DataError, OutOfMemory, UserCodeError, unit_context
 
 if TYPE_CHECKING:
-    from batchinfer.data import Column
+    from batchinfer.config.sections import ErrorsOptions
+    from batchinfer.data import Column, HostBatch
     from batchinfer.engine.contract import Contract
+    from batchinfer.errors import BatchinferError
     from batchinfer.protocols import Postprocessor
 
 
@@ -33,18 +39,75 @@ def windows_of(results: Iterable[TypedBatch]) -> Iterator[tuple[Window, list[Typ
 class Gatherer:
     """Makes the output rows of a window."""
 
-    def __init__(self, contract: Contract, names: Sequence[str], posts: Sequence[Postprocessor]) -> None:
+    def __init__(
+        self, contract: Contract, names: Sequence[str], posts: Sequence[Postprocessor], errors: ErrorsOptions
+    ) -> None:
         self._contract = contract
+        self._fail_fast = errors.on_error == "fail"
+        self._check_finite = errors.check_finite
+        self._trust = Trust()
         self._posts = list(zip(names, posts, strict=True))
 
     def typed(self, output: OutputBatch) -> TypedBatch:
-        """Postprocess one batch and give each result its declared type."""
+        """Postprocess one batch and give each result its declared type; rows that fail are left out."""
         if output.restored is not None:
             return TypedBatch(output.batch, output.restored, restored=True)
         if not len(output.batch.rows):
             return TypedBatch(output.batch, ())
-        with unit_context(output.batch.window.span.unit):
-            return TypedBatch(output.batch, tuple(self._columns(output)))
+        window = output.batch.window
+        with unit_context(window.span.unit):
+            failed = {row: _row_error(window, row, "model", error) for row, error in output.refused.items()}
+            if output.refused or output.pieces:
+                done = [self._finished(piece, failed) for piece in output.pieces]
+            else:
+                done = [self._finished(output, failed)]
+            if failed and self._fail_fast:
+                raise row_failed(failed[min(failed)])
+            return _joined(output.batch, done, failed)
+
+    def _finished(self, output: OutputBatch, failed: dict[int, RowError]) -> TypedBatch:
+        """Postprocess a batch that went well, and note in `failed` the rows that a step refuses."""
+        try:
+            return self._checked(output, self._columns(output), failed)
+        except _StepError as refused:
+            first = refused
+
+        def attempt(start: int, stop: int) -> list[pa.Array]:
+            """Postprocess some of the rows."""
+            try:
+                return self._columns(rows_of(output, start, stop))
+            except _StepError as again:
+                stages[start] = again.stage
+                raise again.error from again.error.__cause__
+
+        stages: dict[int, str] = {0: first.stage}
+        found = isolate(len(output.batch.rows), attempt, first.error, self._trust)
+        for at, error in found.bad.items():
+            row = int(output.batch.rows[at])
+            failed[row] = _row_error(output.batch.window, row, stages.get(at, first.stage), error)
+        done = [
+            self._checked(rows_of(output, start, stop), columns, failed)
+            for start, stop, columns in found.good
+        ]
+        return _joined(output.batch, done, failed)
+
+    def _checked(
+        self, output: OutputBatch, columns: list[pa.Array], failed: dict[int, RowError]
+    ) -> TypedBatch:
+        """Leave out the rows whose results are not finite, where `errors.check_finite` asks for it."""
+        typed = TypedBatch(output.batch, tuple(columns))
+        self._trust.is_sound = True
+        if not self._check_finite:
+            return typed
+        found: dict[int, str] = {}
+        for field, column in zip(self._contract.results, columns, strict=True):
+            for at in tensors.rows_not_finite(column).tolist():
+                found.setdefault(at, field.name)
+        for at, name in found.items():
+            row = int(output.batch.rows[at])
+            error = DataError(f"result {name!r} holds NaN or infinity, which errors.check_finite refuses")
+            failed[row] = _row_error(output.batch.window, row, "model", error)
+        return _without(typed, list(found)) if found else typed
 
     def rows(self, window: Window, batches: Sequence[TypedBatch]) -> pa.Table:
         """Return every row of the window in source order: carried columns, results, `_error`."""
@@ -58,7 +121,7 @@ class Gatherer:
             if field.name in results:
                 columns.append(results[field.name])
             elif field.name == "_error":
-                columns.append(_errors(window.failed, num_rows))
+                columns.append(_errors(_all_failed(window, batches), num_rows))
             else:
                 columns.append(tensors.to_arrow(window.carried[field.name], field.type))
         return pa.Table.from_arrays(columns, schema=schema)
@@ -79,12 +142,18 @@ class Gatherer:
         return columns
 
     def _columns(self, output: OutputBatch) -> list[pa.Array]:
-        results = output.tensors
-        for name, step in self._posts:
-            results = self._apply(name, step, results, output)
-        return [
-            _typed_column(results, field, num_rows=len(output.batch.rows)) for field in self._contract.results
-        ]
+        """Postprocess and type a batch. Raises _StepError, and what is no row's fault."""
+        results, stage = output.tensors, "model"
+        try:
+            for name, step in self._posts:
+                stage = name
+                results = self._apply(name, step, results, output)
+            return [
+                _typed_column(results, field, num_rows=len(output.batch.rows))
+                for field in self._contract.results
+            ]
+        except REFUSALS as error:
+            raise _StepError(stage, error) from error
 
     def _apply(
         self, name: str, step: Postprocessor, results: Mapping[str, Column], output: OutputBatch
@@ -97,6 +166,66 @@ class Gatherer:
                 f"postprocess step {name!r} failed on a batch: {type(error).__name__}",
                 hint="BATCHINFER_DEBUG=1 shows the whole traceback, which may quote rows",
             ) from error
+
+
+class _StepError(Exception):
+    """What the model or a step gave is refused; `error` says why, `stage` whose it was."""
+
+    def __init__(self, stage: str, error: BatchinferError) -> None:
+        super().__init__(stage)
+        self.stage = stage
+        self.error = error
+
+
+def failures(window: Window, batches: Sequence[TypedBatch]) -> list[RowError]:
+    """Return the failed rows of a window, in source order."""
+    failed = _all_failed(window, batches)
+    return [failed[row] for row in sorted(failed)]
+
+
+def _all_failed(window: Window, batches: Sequence[TypedBatch]) -> Mapping[int, RowError]:
+    failed = dict(window.failed)
+    for typed in batches:
+        failed |= typed.failed
+    return failed
+
+
+def _row_error(window: Window, row: int, stage: str, error: BatchinferError) -> RowError:
+    """Record why a row of a window failed, with its place in its file."""
+    if isinstance(error, OutOfMemory):
+        code = ErrorCode.MEMORY
+    else:
+        code = ErrorCode.USER if isinstance(error, UserCodeError) else ErrorCode.MODEL
+    assert window.carried is not None
+    return RowError(
+        stage=stage,
+        code=code,
+        message=error.message if error.where is None else f"{error.message} at {error.where}",
+        attempts=1,
+        source=window.span.unit.shard.key,
+        row=window.carried["#row"][row].as_py(),
+    )
+
+
+def _joined(batch: HostBatch, done: Sequence[TypedBatch], failed: Mapping[int, RowError]) -> TypedBatch:
+    """Put the pieces of a batch together again, with the rows of it that failed."""
+    if not failed and len(done) == 1:
+        return done[0]
+    full = [typed for typed in done if len(typed.batch.rows)]
+    rows = np.concatenate([typed.batch.rows for typed in full]) if full else np.empty(0, np.int64)
+    columns = tuple(
+        pa.concat_arrays(arrays) for arrays in zip(*(typed.columns for typed in full), strict=True)
+    )
+    return TypedBatch(dataclasses.replace(batch, rows=rows), columns, failed=failed)
+
+
+def _without(typed: TypedBatch, positions: Sequence[int]) -> TypedBatch:
+    """Leave out some rows of a batch."""
+    keep = np.ones(len(typed.batch.rows), dtype=bool)
+    keep[list(positions)] = False
+    mask = pa.array(keep)
+    columns = tuple(column.filter(mask) for column in typed.columns)
+    return TypedBatch(dataclasses.replace(typed.batch, rows=typed.batch.rows[keep]), columns)
 
 
 def _typed_column(results: Mapping[str, Column], field: pa.Field, *, num_rows: int) -> pa.Array:

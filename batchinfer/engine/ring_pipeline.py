@@ -13,8 +13,8 @@ import numpy as np
 from batchinfer.data import HostBatch, OutputBatch
 from batchinfer.engine.device import InFlight
 from batchinfer.engine.rings import Layout, Ring, Rings, RingSizes, Slot, State
-from batchinfer.errors import BatchinferError, DeviceError
-from batchinfer.user_code import device_fault, told
+from batchinfer.errors import BatchinferError
+from batchinfer.user_code import device_error, told
 
 if TYPE_CHECKING:
     from batchinfer.engine.runtime import Event, Runtime
@@ -212,8 +212,8 @@ def _device_errors() -> Iterator[None]:
     except BatchinferError:
         raise
     except Exception as error:
-        if hint := device_fault(error):
-            raise DeviceError(f"the device failed: {told(error).splitlines()[0]}", hint=hint) from error
+        if fault := device_error(error, f"the device failed: {told(error).splitlines()[0]}"):
+            raise fault from error
         raise
 
 

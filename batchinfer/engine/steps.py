@@ -14,6 +14,8 @@ import pyarrow as pa
 
 from batchinfer import registry, tensors
 from batchinfer.data import Encoded, ErrorCode, Failure
+from batchinfer.engine.blame import Trust, isolate
+from batchinfer.errors import DataError, UserCodeError
 
 if TYPE_CHECKING:
     from batchinfer.config import Job
@@ -54,6 +56,7 @@ class Steps:
         self._columns = list(columns)
         self._floats = list(floats)
         self._fail_fast = job.errors.on_error == "fail"
+        self._trust = Trust()
         self._stages: list[tuple[str, Callable[[pa.RecordBatch], Encoded]]] = [
             (step.name, part.encode) for step, part in zip(job.preprocess, steps, strict=True)
         ]
@@ -66,7 +69,11 @@ class Steps:
         good = np.arange(rows.num_rows)
         failed: dict[int, StepFailure] = {}
         for stage, encode in self._stages:
-            encoded = encode(rows)
+            try:
+                encoded = encode(rows)
+            except DataError as error:
+                encoded = self._without_bad(encode, rows, error)
+            self._trust.is_sound |= len(encoded.failed) < rows.num_rows
             rows = encoded.rows
             if not encoded.failed:
                 continue
@@ -78,6 +85,32 @@ class Steps:
             if self._fail_fast:
                 return Stepped(rows.slice(0, 0), good[:0], failed)
         return Stepped(rows.select(self._columns), good, failed)
+
+    def _without_bad(
+        self, encode: Callable[[pa.RecordBatch], Encoded], rows: pa.RecordBatch, error: DataError
+    ) -> Encoded:
+        """Find the rows that a step raises on. They stay in their places, as nulls."""
+        found = isolate(
+            rows.num_rows, lambda start, stop: encode(rows.slice(start, stop - start)), error, self._trust
+        )
+        failed = {
+            start + position: failure
+            for start, _, encoded in found.good
+            for position, failure in encoded.failed.items()
+        }
+        for at, refused in found.bad.items():
+            code = ErrorCode.USER if isinstance(refused, UserCodeError) else ErrorCode.SCHEMA
+            message = refused.message if refused.where is None else f"{refused.message} at {refused.where}"
+            failed[at] = Failure(code, message)
+        pieces = [encoded.rows for _, _, encoded in found.good] or [encode(rows.slice(0, 0)).rows]
+        together = pa.Table.from_batches(pieces).combine_chunks()
+        places = np.full(rows.num_rows, -1)
+        for start, stop, _ in found.good:
+            places[start:stop] = 0
+        places[places == 0] = np.arange(together.num_rows)
+        taken = together.take(pa.array(places, mask=places < 0))
+        (batch,) = taken.combine_chunks().to_batches() or [pieces[0].slice(0, 0)]
+        return Encoded(batch, failed)
 
     def _without_nulls(self, rows: pa.RecordBatch) -> Encoded:
         """Find the rows whose model inputs are null, or hold a null: a tensor has no place for it."""
@@ -91,7 +124,7 @@ class Steps:
         """Find the rows whose float inputs hold NaN or infinity."""
         bad: dict[int, Failure] = {}
         for column in self._floats if rows.num_rows else ():
-            for position in _rows_not_finite(rows[column]):
+            for position in tensors.rows_not_finite(rows[column]):
                 message = f"{column} holds NaN or infinity, which model.forbid_nan refuses"
                 bad.setdefault(int(position), Failure(ErrorCode.SCHEMA, message))
         return Encoded(rows, bad)
@@ -100,13 +133,3 @@ class Steps:
 def load_steps(job: Job) -> list[Preprocessor]:
     """Make the preprocessing steps of a job, not yet told what they get."""
     return [registry.load("preprocessors", step.name)(step.options) for step in job.preprocess]
-
-
-def _rows_not_finite(column: pa.Array) -> np.ndarray[Any, Any]:
-    """Return the positions of rows that hold NaN or infinity; the column holds no null."""
-    if tensors.is_ragged(column.type):
-        flat = column.flatten().to_numpy(zero_copy_only=False)
-        owners = np.repeat(np.arange(len(column)), tensors.lengths(column))
-        return np.unique(owners[~np.isfinite(flat)])
-    values = tensors.to_numpy(column).reshape(len(column), -1)
-    return np.flatnonzero(~np.isfinite(values).all(axis=1))

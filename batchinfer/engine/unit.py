@@ -4,6 +4,7 @@
     encode         pool "encode":     steps -> EncodedChunk
     batches_of     thread "batch":    windows, length sorting, padding, staging -> HostBatch
     overlap        threads "launch", "device":  upload, model, download -> OutputBatch
+                   (a batch that fails: Isolator, in pieces)
                    (on a CPU: pool "compute", several batches at once)
     Gatherer.typed this thread:       postprocess, type -> TypedBatch
     Spills.add     this thread:       put aside what a long unit has finished
@@ -40,7 +41,8 @@ from batchinfer.data import (
     UnitEnd,
 )
 from batchinfer.engine.device import DevicePipeline, InFlight, overlap
-from batchinfer.engine.gather import Gatherer, windows_of
+from batchinfer.engine.gather import Gatherer, failures, windows_of
+from batchinfer.engine.isolate import Isolator
 from batchinfer.engine.replay import Efficiency, Sample
 from batchinfer.engine.room import Room
 from batchinfer.engine.timeline import Timeline
@@ -52,6 +54,7 @@ from batchinfer.loader.windows import WindowPolicy, batches_of
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from batchinfer.data import TensorSpec
     from batchinfer.engine.commit import UnitWriter
     from batchinfer.engine.encode import Encoder
     from batchinfer.engine.spill import Spills
@@ -92,6 +95,8 @@ class Way:
     room: Room
     depth: int
     lanes: int
+    outputs: Sequence[TensorSpec]
+    bit: bool
     timeline: Timeline
     sample: Sample | None = None
 
@@ -143,7 +148,7 @@ def run_units(
             for window, batches in windows_of(typed(_until(outputs, stop, failed, on_batch, way.sample))):
                 unit = window.span.unit
                 writer = writer or way.open_unit(unit)
-                writer.write(way.gatherer.rows(window, batches), list(window.failed.values()))
+                writer.write(way.gatherer.rows(window, batches), failures(window, batches))
                 if window.span.last:
                     commits.append((pool.submit(commit, writer, unit), writer.num_bytes))
                     writer = None
@@ -159,7 +164,8 @@ def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
     """Chain the stages up to the results; each runs ahead of the next, within its bounds."""
     encode = _or_stop(_timed(way.encode), stop, failed)
     submit, collect = _passing_done(way)
-    submit, collect = _or_stop(submit, stop, failed), _or_stop(collect, stop, failed)
+    isolator = Isolator(submit, collect, outputs=way.outputs, exclusive=way.lanes == 1, bit=way.bit)
+    submit, collect = _or_stop(isolator.submit, stop, failed), _or_stop(isolator.collect, stop, failed)
     encoded = prefetch(
         ordered_map(encode, _pieces(way.chunks, way.chunk_rows), threads=way.readers, name="encode"),
         bound=Bound(64, way.room.encoded),
@@ -337,7 +343,7 @@ def _until(
         if stop.is_set() and not failed.is_set():
             return
         if len(output.batch.rows) and output.restored is None:
-            if sample is not None:
+            if sample is not None and not output.refused:
                 sample.add(output)
             on_batch(output)
         yield output
@@ -366,4 +372,5 @@ def _batch_bytes(item: HostBatch) -> int:
 
 
 def _output_bytes(item: OutputBatch) -> int:
-    return sum(column.nbytes for column in item.tensors.values()) + _batch_bytes(item.batch)
+    own = sum(column.nbytes for column in item.tensors.values()) + _batch_bytes(item.batch)
+    return own + sum(_output_bytes(piece) for piece in item.pieces)

@@ -6,7 +6,7 @@ same batches, and so the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -105,3 +105,21 @@ def _tensor(rows: pa.RecordBatch, bind: Binding) -> Any:
             dense = dense[:, None] if bind.as_vector else dense
         return np.ascontiguousarray(dense, dtype=bind.dtype)
     return column
+
+
+def piece(batch: HostBatch, start: int, stop: int) -> HostBatch:
+    """Return rows [start, stop) of a batch, padded as they were: views, no copies."""
+    tensors_of = {name: column[start:stop] for name, column in batch.tensors.items()}
+    return HostBatch(window=batch.window, rows=batch.rows[start:stop], tensors=tensors_of)
+
+
+def with_stand_ins(batch: HostBatch, bad: Iterable[int]) -> HostBatch:
+    """Return a batch of the same shape, with copies of a good row in place of the bad ones."""
+    take = np.arange(len(batch.rows))
+    positions = np.fromiter(bad, np.int64)
+    take[positions] = np.setdiff1d(take, positions)[0]
+    tensors_of = {
+        name: column[take] if isinstance(column, np.ndarray) else column.take(take)
+        for name, column in batch.tensors.items()
+    }
+    return HostBatch(window=batch.window, rows=batch.rows, tensors=tensors_of)

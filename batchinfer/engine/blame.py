@@ -1,0 +1,125 @@
+"""Who is to blame: rows that fail together are cut until only those that fail are left out.
+
+The search is adaptive group testing: halves until the first bad row is found, then groups as long as the
+rows since the last one, doubled while they pass (generalized binary splitting, Hwang 1972, for a number of
+bad rows that nobody knows). A bad row costs at most 2 log2(rows) + 2 further attempts, and rows next to
+each other that all fail cost one each. What passes is kept and never computed again. Which pieces rows are
+cut into depends on them alone, so a repeated unit gives the same results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from batchinfer.errors import BatchinferError, DataError, OutOfMemory
+
+T = TypeVar("T")
+
+REFUSALS = (DataError, OutOfMemory)
+"""What rows may be at fault for. Any other error is about the job, the device or a store."""
+
+_HOPELESS_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Isolated(Generic[T]):
+    """Rows [start, stop) that went well with what they gave, in order; and why each other row did not."""
+
+    good: tuple[tuple[int, int, T], ...]
+    bad: Mapping[int, BatchinferError]
+
+
+class Trust:
+    """Whether rows are at fault, or the job: none of many rows that were tried alone ever went well."""
+
+    def __init__(self) -> None:
+        self.is_sound = False
+        self._num_bad = 0
+
+    def blame(self, error: BatchinferError) -> BatchinferError:
+        """Return the error that a row failed with. Raises it where it is not the row's fault."""
+        self._num_bad += 1
+        if self._num_bad >= _HOPELESS_ROWS and not self.is_sound:
+            raise error
+        return error
+
+
+def isolate(
+    num_rows: int, attempt: Callable[[int, int], T], error: BatchinferError, trust: Trust
+) -> Isolated[T]:
+    """Find the rows to blame for an `error` of rows [0, num_rows). `attempt(start, stop)` tries some of them.
+
+    Where memory ran out no row is to blame, unless it is alone: the rest goes on in pieces of a size
+    that passed. Raises an error that is not the rows' fault.
+    """
+    return _Search(num_rows, attempt, trust).run(error)
+
+
+class _Search(Generic[T]):
+    """Goes through the rows once, from the left. Those before `at` are decided."""
+
+    def __init__(self, num_rows: int, attempt: Callable[[int, int], T], trust: Trust) -> None:
+        self._attempt = attempt
+        self._trust = trust
+        self._num_rows = num_rows
+        self._at = 0
+        self._group = num_rows
+        self._most = num_rows
+        self._good: list[tuple[int, int, T]] = []
+        self._bad: dict[int, BatchinferError] = {}
+
+    def run(self, error: BatchinferError) -> Isolated[T]:
+        """Search, where all rows together failed with `error`."""
+        failure: BatchinferError | None = error
+        while self._at < self._num_rows:
+            stop = min(self._at + min(self._group, self._most), self._num_rows)
+            failure = failure or self._refusal(self._at, stop)
+            if failure is None:
+                self._at, self._group = stop, self._group * 2
+            elif isinstance(failure, OutOfMemory):
+                self._shrink(stop, failure)
+            else:
+                self._corner(stop, failure)
+            failure = None
+        return Isolated(tuple(self._good), self._bad)
+
+    def _corner(self, stop: int, failure: BatchinferError) -> None:
+        """Find the first bad row before `stop`: there is one."""
+        at, heard = self._at, True
+        while stop - at > 1:
+            middle = (at + stop) // 2
+            if found := self._refusal(at, middle):
+                stop, failure, heard = middle, found, True
+            else:
+                at, heard = middle, False
+        # That the rest fails was only inferred: a row is never blamed unheard.
+        found = failure if heard else self._refusal(at, stop)
+        if found is not None:
+            self._bad[at] = self._trust.blame(found)
+        self._at, self._group = stop, max(at - self._at, 1)
+
+    def _shrink(self, stop: int, failure: BatchinferError) -> None:
+        """Find out how many rows fit into memory."""
+        while stop - self._at > 1:
+            stop = (self._at + stop) // 2
+            found = self._refusal(self._at, stop)
+            if found is None:
+                self._group = self._most = stop - self._at
+                self._at = stop
+                return
+            if not isinstance(found, OutOfMemory):
+                self._corner(stop, found)
+                return
+        self._bad[self._at] = self._trust.blame(failure)
+        self._at = stop
+
+    def _refusal(self, start: int, stop: int) -> BatchinferError | None:
+        """Try some rows, and keep what they give."""
+        try:
+            self._good.append((start, stop, self._attempt(start, stop)))
+        except REFUSALS as refused:
+            return refused
+        self._trust.is_sound = True
+        return None
