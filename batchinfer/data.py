@@ -268,6 +268,27 @@ class TypedBatch:
     failed: Mapping[int, RowError] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """Rows that a worker had in hand when it died: positions [start, stop) of what `key` names in a unit."""
+
+    stage: str
+    key: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Poison:
+    """A row that ends the process which touches it: its number in the file, and what is recorded of it."""
+
+    row: int
+    stage: str
+    code: ErrorCode
+    message: str
+    attempts: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartFile:
     """One published file. `etag` is what a listing says of it, on stores where that means something."""

@@ -25,7 +25,7 @@ class InFlight:
     """A submitted batch: its results, or where they will be (`flight` is the pipeline's own).
 
     `restored` are the columns of a batch that was finished before, and that the device never sees;
-    `isolated` is what came of a batch that failed at once.
+    `isolated` is what came of a batch that failed at once; `slot` its place in the black box.
     """
 
     batch: HostBatch
@@ -35,6 +35,7 @@ class InFlight:
     flight: Any = None
     restored: tuple[Any, ...] | None = None
     isolated: OutputBatch | None = None
+    slot: int = -1
 
 
 class DevicePipeline(Protocol):

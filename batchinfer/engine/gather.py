@@ -12,6 +12,7 @@ import pyarrow as pa
 from batchinfer import tensors
 from batchinfer.data import ErrorCode, OutputBatch, RowError, TypedBatch, Window
 from batchinfer.engine.blame import REFUSALS, Trust, isolate
+from batchinfer.engine.care import entry_of, key_of
 from batchinfer.engine.contract import ERROR_TYPE
 from batchinfer.engine.encode import row_failed
 from batchinfer.engine.isolate import rows_of
@@ -20,6 +21,7 @@ from batchinfer.errors import DataError, OutOfMemory, UserCodeError, unit_contex
 if TYPE_CHECKING:
     from batchinfer.config.sections import ErrorsOptions
     from batchinfer.data import Column, HostBatch
+    from batchinfer.engine.care import Care
     from batchinfer.engine.contract import Contract
     from batchinfer.errors import BatchinferError
     from batchinfer.protocols import Postprocessor
@@ -40,8 +42,14 @@ class Gatherer:
     """Makes the output rows of a window."""
 
     def __init__(
-        self, contract: Contract, names: Sequence[str], posts: Sequence[Postprocessor], errors: ErrorsOptions
+        self,
+        contract: Contract,
+        names: Sequence[str],
+        posts: Sequence[Postprocessor],
+        errors: ErrorsOptions,
+        care: Care,
     ) -> None:
+        self._care = care
         self._contract = contract
         self._fail_fast = errors.on_error == "fail"
         self._check_finite = errors.check_finite
@@ -57,13 +65,22 @@ class Gatherer:
         window = output.batch.window
         with unit_context(window.span.unit):
             failed = {row: _row_error(window, row, "model", error) for row, error in output.refused.items()}
-            if output.refused or output.pieces:
-                done = [self._finished(piece, failed) for piece in output.pieces]
-            else:
-                done = [self._finished(output, failed)]
+            whole = () if output.refused or output.pieces else (output,)
+            done = [typed for piece in (*whole, *output.pieces) for typed in self._carefully(piece, failed)]
             if failed and self._fail_fast:
                 raise row_failed(failed[min(failed)])
             return _joined(output.batch, done, failed)
+
+    def _carefully(self, output: OutputBatch, failed: dict[int, RowError]) -> Iterator[TypedBatch]:
+        """Postprocess a batch whole; one that a worker died on, in pieces."""
+        batch, num_rows = output.batch, len(output.batch.rows)
+        unit = batch.window.span.unit.index
+        cuts = self._care.cuts("postprocess", unit, key_of(batch), num_rows)
+        for start, stop, alone in cuts:
+            part = output if len(cuts) == 1 else rows_of(output, start, stop)
+            with self._care.holding(entry_of("postprocess", batch, start, stop, alone=alone), alone=alone):
+                typed = self._finished(part, failed)
+            yield typed
 
     def _finished(self, output: OutputBatch, failed: dict[int, RowError]) -> TypedBatch:
         """Postprocess a batch that went well, and note in `failed` the rows that a step refuses."""

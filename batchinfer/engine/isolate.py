@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchinfer.data import OutputBatch
 from batchinfer.engine.blame import REFUSALS, Isolated, Trust, isolate
+from batchinfer.engine.care import entry_of, key_of
 from batchinfer.engine.device import InFlight
 from batchinfer.errors import BatchinferError, DataError, DeviceError, OutOfMemory
 from batchinfer.loader.batches import piece, with_stand_ins
@@ -17,6 +19,7 @@ from batchinfer.tensors import NUMERIC
 
 if TYPE_CHECKING:
     from batchinfer.data import HostBatch, TensorSpec
+    from batchinfer.engine.care import Care
 
 _NO_NUMBERS = "OSUVMm"
 
@@ -35,6 +38,7 @@ class Isolator:
         collect: Callable[[InFlight], OutputBatch],
         *,
         outputs: Sequence[TensorSpec],
+        care: Care,
         exclusive: bool,
         bit: bool,
     ) -> None:
@@ -42,33 +46,73 @@ class Isolator:
         self._collect = collect
         self._turn: Any = threading.Lock() if exclusive else contextlib.nullcontext()
         self._numbers = {spec.name: spec.dtype for spec in outputs if spec.dtype in NUMERIC}
+        self._care = care
         self._bit = bit
         self._trust = Trust()
 
     def submit(self, batch: HostBatch) -> InFlight:
         """Queue a batch. Where it fails at once, its pieces are computed here, in the model's own thread."""
         started = time.perf_counter()
+        num_rows = len(batch.rows)
+        if not num_rows:
+            return self._submit(batch)
+        cuts = self._care.cuts("model", batch.window.span.unit.index, key_of(batch), num_rows)
+        if len(cuts) > 1:
+            return InFlight(batch, {}, started, isolated=self._carefully(batch, cuts, started))
+        slot = self._care.take(entry_of("model", batch, 0, num_rows))
+        is_dead = True
         try:
             with self._turn:
                 inflight = self._submit(batch)
             self._check(inflight.outputs, batch)
+            is_dead = False
+            return dataclasses.replace(inflight, slot=slot)
         except REFUSALS as refused:
             found = self._pieces(batch, refused, started)
+            is_dead = False
+            self._care.release(slot)
             return InFlight(batch, {}, started, isolated=found)
-        return inflight
+        finally:
+            if is_dead:
+                self._care.release(slot, is_dead=True)
 
     def collect(self, inflight: InFlight) -> OutputBatch:
         """Wait for a batch, or for its pieces."""
         if inflight.isolated is not None:
             return inflight.isolated
+        if not len(inflight.batch.rows):
+            return self._collect(inflight)
         started = time.perf_counter()
+        is_dead = True
         try:
             output = self._collect(inflight)
             self._check(output.tensors, output.batch)
+            self._trust.is_sound = True
+            is_dead = False
         except REFUSALS as refused:
-            return self._pieces(inflight.batch, refused, started)
-        self._trust.is_sound |= bool(len(output.batch.rows))
+            output = self._pieces(inflight.batch, refused, started)
+            is_dead = False
+        finally:
+            self._care.release(inflight.slot, is_dead=is_dead)
         return output
+
+    def _carefully(
+        self, batch: HostBatch, cuts: Sequence[tuple[int, int, bool]], started: float
+    ) -> OutputBatch:
+        """Compute a batch in which a worker died, in pieces."""
+        pieces: list[OutputBatch] = []
+        refused: dict[int, BatchinferError] = {}
+        for start, stop, alone in cuts:
+            part = piece(batch, start, stop)
+            with self._care.holding(entry_of("model", batch, start, stop, alone=alone), alone=alone):
+                try:
+                    pieces.append(self._run(part))
+                except REFUSALS as error:
+                    found = self._pieces(part, error, started)
+                    pieces += found.pieces
+                    refused |= found.refused
+        seconds = time.perf_counter() - started
+        return OutputBatch(batch, {}, seconds, started=started, pieces=tuple(pieces), refused=refused)
 
     def _pieces(self, batch: HostBatch, refused: BatchinferError, started: float) -> OutputBatch:
         """Compute what can be computed of a batch."""

@@ -14,11 +14,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from batchinfer.data import Chunk, ErrorCode
-from batchinfer.engine.steps import StepFailure, Stepped
+from batchinfer.engine.steps import StepFailure, Stepped, merged
 from batchinfer.errors import DeviceError, from_message
 from batchinfer.frames import BrokenChannel
 from batchinfer.lifeline import died_of
@@ -60,7 +59,7 @@ class Loaders:
         with contextlib.suppress(LoaderDied):
             return self._run(chunk.rows)
         # Once is an accident: the whole chunk again, and only then by halves.
-        return _merged(self._pieces(chunk), chunk.rows.num_rows)
+        return merged(self._pieces(chunk), chunk.rows.num_rows)
 
     def close(self) -> None:
         """End the processes."""
@@ -187,17 +186,3 @@ def _unpacked(note: Mapping[str, Any], answer: pa.RecordBatch | None) -> Stepped
     }
     *names, _ = range(answer.num_columns)
     return Stepped(answer.select(names), answer.column(answer.num_columns - 1).to_numpy(), failed)
-
-
-def _merged(pieces: Iterator[tuple[int, Stepped]], num_rows: int) -> Stepped:
-    """Put pieces together again."""
-    rows, good = [], []
-    failed: dict[int, StepFailure] = {}
-    for start, piece in pieces:
-        rows.append(piece.rows)
-        good.append(piece.good + start)
-        failed |= {row + start: failure for row, failure in piece.failed.items()}
-    full = [piece for piece in rows if piece.num_rows] or rows[:1]
-    found = Stepped(pa.concat_batches(full), np.concatenate(good), failed)
-    assert len(found.good) + len(failed) == num_rows
-    return found

@@ -5,7 +5,7 @@ Runs in the worker's threads, or in a loader process that has nothing else of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -133,3 +133,17 @@ class Steps:
 def load_steps(job: Job) -> list[Preprocessor]:
     """Make the preprocessing steps of a job, not yet told what they get."""
     return [registry.load("preprocessors", step.name)(step.options) for step in job.preprocess]
+
+
+def merged(pieces: Iterable[tuple[int, Stepped]], num_rows: int) -> Stepped:
+    """Put pieces together again, each with the position of its first row."""
+    rows, good = [], []
+    failed: dict[int, StepFailure] = {}
+    for start, piece in pieces:
+        rows.append(piece.rows)
+        good.append(piece.good + start)
+        failed |= {row + start: failure for row, failure in piece.failed.items()}
+    full = [piece for piece in rows if piece.num_rows] or rows[:1]
+    found = Stepped(pa.concat_batches(full), np.concatenate(good), failed)
+    assert len(found.good) + len(failed) == num_rows
+    return found

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from batchinfer.data import TensorSpec
+    from batchinfer.engine.care import Care
     from batchinfer.engine.commit import UnitWriter
     from batchinfer.engine.encode import Encoder
     from batchinfer.engine.spill import Spills
@@ -97,6 +98,7 @@ class Way:
     lanes: int
     outputs: Sequence[TensorSpec]
     bit: bool
+    care: Care
     timeline: Timeline
     sample: Sample | None = None
 
@@ -164,7 +166,9 @@ def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
     """Chain the stages up to the results; each runs ahead of the next, within its bounds."""
     encode = _or_stop(_timed(way.encode), stop, failed)
     submit, collect = _passing_done(way)
-    isolator = Isolator(submit, collect, outputs=way.outputs, exclusive=way.lanes == 1, bit=way.bit)
+    isolator = Isolator(
+        submit, collect, outputs=way.outputs, care=way.care, exclusive=way.lanes == 1, bit=way.bit
+    )
     submit, collect = _or_stop(isolator.submit, stop, failed), _or_stop(isolator.collect, stop, failed)
     encoded = prefetch(
         ordered_map(encode, _pieces(way.chunks, way.chunk_rows), threads=way.readers, name="encode"),

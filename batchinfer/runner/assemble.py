@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from batchinfer import registry
 from batchinfer.config import Job, batch_size, window_rows
+from batchinfer.engine.careful_steps import CarefulSteps
 from batchinfer.engine.commit import OutputLayout, UnitWriter
 from batchinfer.engine.contract import Contract, check_contract, taken
 from batchinfer.engine.device import open_pipeline
@@ -33,6 +34,7 @@ from batchinfer.storage import open_store
 
 if TYPE_CHECKING:
     from batchinfer.data import Chunk, Unit
+    from batchinfer.engine.care import Care
     from batchinfer.protocols import Backend, Preprocessor, Source
     from batchinfer.runner.messages import Start
 
@@ -51,9 +53,9 @@ class Assembly:
 
 
 @contextmanager
-def assemble(start: Start, *, units: Units, spilled: set[int]) -> Iterator[Assembly]:
+def assemble(start: Start, *, units: Units, spilled: set[int], care: Care) -> Iterator[Assembly]:
     """Build and load everything that a job names; close the model at the end. `spilled` will name
-    the units that have finished batches put aside.
+    the units that have finished batches put aside, `care` what is known of their rows.
 
     The first of the units are read while the model is loaded, where the columns are known without it.
 
@@ -107,7 +109,9 @@ def assemble(start: Start, *, units: Units, spilled: set[int]) -> Iterator[Assem
         windows = _window_policy(contract, size=size, ragged_rows=window_rows(job, by, size))
         way = Way(
             chunks=early.begin(contract.read_columns),
-            encode=Encoder(job, _through_steps(job, schema, contract, steps, loaders), run=start.run),
+            encode=Encoder(
+                job, CarefulSteps(_through_steps(job, schema, contract, steps, loaders), care), run=start.run
+            ),
             windows=windows,
             batches=BatchPolicy(size=size, by_tokens=by == "tokens", bindings=contract.bindings),
             pipeline=open_pipeline(backend, start.device, host_bytes=room.batches),
@@ -119,7 +123,7 @@ def assemble(start: Start, *, units: Units, spilled: set[int]) -> Iterator[Assem
                 max_bytes=job.checkpoint.spill_bytes,
                 expected=spilled,
             ),
-            gatherer=Gatherer(contract, [step.name for step in job.postprocess], posts, job.errors),
+            gatherer=Gatherer(contract, [step.name for step in job.postprocess], posts, job.errors, care),
             open_unit=open_unit,
             readers=int(job.compute.readers),
             chunk_rows=min(windows.rows, MAX_CHUNK_ROWS),
@@ -127,6 +131,7 @@ def assemble(start: Start, *, units: Units, spilled: set[int]) -> Iterator[Assem
             depth=2 if start.device.startswith("cuda") else 1,
             lanes=start.concurrency,
             outputs=backend.outputs,
+            care=care,
             bit=job.compute.determinism == "bit",
             timeline=Timeline(start.concurrency),
             sample=Sample(start.concurrency) if start.measure else None,

@@ -1,8 +1,17 @@
-"""Where the threads of a worker stood when it ended, in words."""
+"""How a worker ended, and where its threads stood, in words."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from batchinfer.data import ErrorCode
+from batchinfer.errors import DeviceError, from_message
+from batchinfer.lifeline import died_of
+
+if TYPE_CHECKING:
+    from batchinfer.runner.messages import Failed
 
 _WAITING = ("/threading.py", "/futures/thread.py", "/runner/worker.py", "/loader/exchange.py")
 
@@ -20,3 +29,18 @@ def standing(lines: Iterable[str]) -> list[str]:
 def quoted(lines: Iterable[str]) -> str:
     """Indent lines that somebody else has written."""
     return "\n".join(f"    {line}" for line in lines)
+
+
+def ending(
+    code: int, failure: Failed | None, stalled_s: float | None, *, has_begun: bool
+) -> tuple[str, ErrorCode]:
+    """Say how a worker ended: by a signal or an exit code, after a silence of `stalled_s`, or with a device
+    that failed under it. Raises every other error that it told."""
+    if failure is not None:
+        error = from_message(asdict(failure))
+        if not (isinstance(error, DeviceError) and has_begun):
+            raise error
+        return f"ended: {error.message}", ErrorCode.DEVICE
+    if stalled_s is not None:
+        return f"finished nothing for {stalled_s:.0f} s and was ended", ErrorCode.TIMEOUT
+    return f"died ({died_of(code)})", ErrorCode.CRASH

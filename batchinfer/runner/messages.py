@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter
 
-from batchinfer.data import Receipt, TensorSpec, Unit
+from batchinfer.data import Poison, Receipt, Suspect, TensorSpec, Unit
 from batchinfer.frames import Unframer, frame
 
 
@@ -38,10 +38,15 @@ class Start:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assign:
-    """Parent to worker: do this unit after those before it. `spilled`: some of it may be done already."""
+    """Parent to worker: do this unit after those before it. `spilled`: some of it may be done already.
+
+    `suspects` and `poison` are what the deaths of earlier workers have shown of its rows.
+    """
 
     unit: Unit
     spilled: bool = False
+    suspects: tuple[Suspect, ...] = ()
+    poison: tuple[Poison, ...] = ()
     kind: Literal["assign"] = "assign"
 
 

@@ -14,11 +14,14 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from batchinfer.engine.blackbox import BlackBox
 from batchinfer.lifeline import is_running
 from batchinfer.runner.messages import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from batchinfer.engine.blackbox import Entry
 
 _LINES_KEPT = 200
 _LAST_WORDS_S = 1.0
@@ -38,6 +41,10 @@ class Worker(Protocol):
 
     def drain(self, tail: LineTail) -> list[str]:
         """Read the last words of a worker that is gone."""
+        ...
+
+    def in_hand(self) -> list[Entry]:
+        """Return the rows that it has in hand, or had when it died."""
         ...
 
     def dump(self) -> None:
@@ -60,17 +67,19 @@ class ProcessWorker:
         down_read, down_write = os.pipe()
         up_read, up_write = os.pipe()
         output_read, output_write = os.pipe()
+        box_fd = BlackBox.create()
         command = [sys.executable, "-m", "batchinfer.runner.worker"]
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [*command, str(down_read), str(up_write), str(os.getpid())],
-            pass_fds=(down_read, up_write),
+            [*command, str(down_read), str(up_write), str(box_fd), str(os.getpid())],
+            pass_fds=(down_read, up_write, box_fd),
             stdin=subprocess.DEVNULL,
             stdout=output_write,
             stderr=output_write,
             env={**os.environ, **environment},
         )
         # The child's ends must close here, or its death would not end our reads.
-        for fd in (down_read, up_write, output_write):
+        self._box = BlackBox(box_fd)
+        for fd in (down_read, up_write, output_write, box_fd):
             os.close(fd)
         self.channel = Channel(up_read, down_write)
         self.output_fd: int | None = output_read
@@ -93,6 +102,10 @@ class ProcessWorker:
                     lines += tail.feed(data)
         return lines
 
+    def in_hand(self) -> list[Entry]:
+        """Read its black box."""
+        return self._box.read()
+
     def dump(self) -> None:
         """Send SIGABRT, upon which Python prints where every thread stands; first to its loaders, one of
         which may be what it waits for. One after the other: they print into one pipe."""
@@ -111,6 +124,7 @@ class ProcessWorker:
     def close(self) -> None:
         """Close the pipes."""
         self.channel.close()
+        self._box.close()
         if self.output_fd is not None:
             os.close(self.output_fd)
 
@@ -157,6 +171,10 @@ class InlineWorker:
 
     def drain(self, tail: LineTail) -> list[str]:  # noqa: ARG002 - a thread prints where we print
         """Return nothing."""
+        return []
+
+    def in_hand(self) -> list[Entry]:
+        """Return nothing: it dies with us."""
         return []
 
     def dump(self) -> None:

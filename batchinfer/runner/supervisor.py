@@ -8,11 +8,11 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from batchinfer.data import Receipt, Unit
-from batchinfer.errors import BatchinferError, DeviceError, from_message
+from batchinfer.data import ErrorCode, Receipt, Unit
+from batchinfer.errors import BatchinferError, DeviceError
 from batchinfer.events import (
     BatchFinished,
     EfficiencyMeasured,
@@ -24,13 +24,14 @@ from batchinfer.events import (
     WorkerReady,
     WorkerSaid,
 )
-from batchinfer.lifeline import died_of
-from batchinfer.runner.endings import quoted, standing
+from batchinfer.runner.endings import ending, quoted, standing
+from batchinfer.runner.inquest import Inquest
 from batchinfer.runner.messages import Assign, Batches, Done, Failed, Measured, Message, Ready, Start, Stop
 from batchinfer.runner.process import LineTail, Worker
 from batchinfer.runner.watchdog import Watchdog
 
 if TYPE_CHECKING:
+    from batchinfer.engine.blackbox import Entry
     from batchinfer.runner.signals import Interrupts
 
 _UNITS_AHEAD = 2
@@ -83,6 +84,7 @@ class _Member:
     failure: Failed | None = None
     stalled_at: float | None = None
     killed: bool = False
+    in_hand: list[Entry] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._members: list[_Member] = []
         self._vacancies: list[_Vacancy] = []
+        self._inquest = Inquest()
         self._told: str | None = None
         self._sound = False
 
@@ -196,7 +199,7 @@ class Supervisor:
             if not member.assigned:
                 member.watchdog.progress(time.monotonic())
             member.assigned[assign.unit.index] = assign.unit
-            self._tell(member, assign)
+            self._tell(member, self._inquest.brief(assign))
 
     def _guard(self, member: _Member, now: float) -> None:
         """End a worker that makes no progress: first with a dump of its stacks, then at once."""
@@ -271,6 +274,7 @@ class Supervisor:
                 member.watchdog.progress(now)
                 member.assigned.pop(message.receipt.unit, None)
                 member.deaths = 0
+                self._inquest.close(message.receipt.unit)
                 self._emit(UnitCommitted(worker=member.index, receipt=message.receipt))
                 self._work.done(message.receipt)
             case Failed():
@@ -298,27 +302,38 @@ class Supervisor:
         if code is None:
             member.worker.kill()
             code = member.worker.exit_code(timeout=5.0)
+        member.in_hand = member.worker.in_hand()
         member.worker.close()
         code = -signal.SIGKILL if code is None else code
-        if member.failure is not None:
-            raise from_message(asdict(member.failure))
+        stalled_s = member.watchdog.silent_s(time.monotonic()) if member.stalled_at is not None else None
+        how, cause = ending(code, member.failure, stalled_s, has_begun=member.ready)
+        if not member.stopping and self._inquire(member, how, cause):
+            # The next one knows more: not one of several deaths in vain.
+            member.deaths = -1
         restarts = not member.stopping and member.deaths + 1 < _MAX_DEATHS
         self._emit(WorkerExited(worker=member.index, code=code, restarts=restarts))
         if member.stopping:
             return
         unit = next(iter(member.assigned.values()), None)
         self._work.give_back(member.assigned.values())
-        how = f"died ({died_of(code)})"
-        if member.stalled_at is not None:
-            silent_s = member.watchdog.silent_s(time.monotonic())
-            how = f"finished nothing for {silent_s:.0f} s and was ended"
         if not restarts:
             self._close_place(member, f"{how} {_MAX_DEATHS} times without finishing a unit", unit)
             return
         self._replace(member, how)
 
+    def _inquire(self, member: _Member, how: str, cause: ErrorCode) -> bool:
+        """Ask what a dead worker had in hand; tell whether that helps the next one."""
+        entries = [entry for entry in member.in_hand if entry.unit in member.assigned]
+        guilty = self._inquest.hear(entries, how=how, code=cause)
+        for one in guilty or ():
+            message = (
+                f"row {one.row} of a unit ends every process that touches it ({one.stage}); it is left out"
+            )
+            self._emit(Warned(code="poison", message=message))
+        return guilty is not None
+
     def _replace(self, member: _Member, how: str) -> None:
-        wait_s = min(_FIRST_BACKOFF_S * 2.0**member.deaths, _LONGEST_BACKOFF_S)
+        wait_s = min(_FIRST_BACKOFF_S * 2.0 ** max(member.deaths, 0), _LONGEST_BACKOFF_S)
         stack = ""
         if member.stalled_at is not None:
             stack = "\n  it stood at:\n" + quoted(standing(member.tail.lines))

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from batchinfer import crash, lifeline
+from batchinfer.engine.blackbox import BlackBox
+from batchinfer.engine.care import Care
 from batchinfer.errors import ExitCode, to_message
 from batchinfer.runner.messages import (
     Assign,
@@ -42,13 +44,14 @@ _KIB = 1024
 class _Inbox:
     """Listens to the parent: units go into a queue, a stop ends it."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, box: BlackBox | None) -> None:
         self._channel = channel
         self._units: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
         self._taken: list[Unit] = []
         self._reader = 0
         self.stop = threading.Event()
         self.stop_early = False
+        self.care = Care(box)
         self.spilled: set[int] = set()
         """Units that an earlier attempt may have put batches aside for."""
         messages = channel.receive() or []
@@ -88,6 +91,7 @@ class _Inbox:
         assert isinstance(messages, list)
         for message in messages:
             if isinstance(message, Assign):
+                self.care.tell(message.unit.index, message.suspects, message.poison)
                 if message.spilled:
                     self.spilled.add(message.unit.index)
                 self._units.put(message.unit)
@@ -136,9 +140,9 @@ class _Outbox:
         self._channel.send(message)
 
 
-def serve(channel: Channel) -> int:
+def serve(channel: Channel, box: BlackBox | None = None) -> int:
     """Do what the parent says until it says stop. Returns the exit code; errors travel as messages."""
-    inbox, outbox = _Inbox(channel), _Outbox(channel)
+    inbox, outbox = _Inbox(channel, box), _Outbox(channel)
     try:
         _work(inbox, outbox)
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
@@ -155,7 +159,7 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
 
     started = time.perf_counter()
     start = inbox.start
-    with assemble(start, units=inbox, spilled=inbox.spilled) as assembly:
+    with assemble(start, units=inbox, spilled=inbox.spilled, care=inbox.care) as assembly:
         outbox.send(
             Ready(
                 inputs=tuple(assembly.backend.inputs),
@@ -194,15 +198,15 @@ def peak_bytes() -> int:
 
 
 def main() -> None:
-    """Run as a process: `python -m batchinfer.runner.worker READ_FD WRITE_FD PARENT_PID`."""
-    read_fd, write_fd, parent = (int(argument) for argument in sys.argv[1:4])
+    """Run as a process: `python -m batchinfer.runner.worker READ_FD WRITE_FD BOX_FD PARENT_PID`."""
+    read_fd, write_fd, box_fd, parent = (int(argument) for argument in sys.argv[1:5])
     lifeline.die_with(parent)
     crash.arm()
     # A watchdog's SIGABRT, or a crash of native code, shows where every thread stood.
     faulthandler.enable()
     lifeline.leave_signals_to_parent()
     try:
-        code = serve(Channel(read_fd, write_fd))
+        code = serve(Channel(read_fd, write_fd), BlackBox(box_fd))
     except (BrokenPipeError, EOFError):
         code = ExitCode.CRASH
     sys.stdout.flush()

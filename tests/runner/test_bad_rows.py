@@ -196,3 +196,15 @@ def test_a_model_that_fails_on_everything(tmp_path: Path, batchinfer: Run) -> No
     done = batchinfer("run", str(job))
     assert done.returncode == 65
     assert "code_of_mine:Model raised ValueError" in done.stderr
+
+
+@pytest.mark.parametrize("fault", ["segfault", "exit", "kill", "device"])
+def test_a_row_that_kills(tmp_path: Path, batchinfer: Run, fault: str) -> None:
+    """A row on which the process dies, whatever it dies of, is found and left out; its neighbours stay."""
+    write_shards(tmp_path / "in", SHARDS)
+    bad = [45, 280] if fault == "segfault" else [45]
+    faults = {str(row * 0.5): fault for row in bad}
+    job = job_of(tmp_path / "bad", "error", [], model={"faults": faults})
+    done = batchinfer("run", str(job))
+    assert done.returncode == 0, done.stderr
+    check(tmp_path / "bad", bad, stage="model", code="device" if fault == "device" else "crash")

@@ -1,0 +1,77 @@
+"""What a worker has in hand, in memory that outlives it: its parent reads there which rows it died on."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import threading
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+Stage: TypeAlias = Literal["preprocess", "model", "postprocess"]
+
+_STAGES: tuple[Stage, ...] = get_args(Stage)
+_ENTRY = struct.Struct("<qqqqqq")
+_USED = struct.Struct("<q")
+_SLOT = _USED.size + _ENTRY.size
+_NUM_SLOTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Positions [start, stop) of a chunk or batch of a unit, named by `key`. `row` is the number in its
+    file of a row that is alone, with nothing else in hand; -1 otherwise."""
+
+    stage: Stage
+    unit: int
+    key: int
+    start: int
+    stop: int
+    row: int = -1
+
+
+class BlackBox:
+    """A table of entries in a memory file. One process writes, from any thread; another reads."""
+
+    def __init__(self, fd: int) -> None:
+        """Map the memory behind a descriptor, which stays the caller's."""
+        self._map = mmap.mmap(fd, _NUM_SLOTS * _SLOT)
+        self._free = list(range(_NUM_SLOTS))
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def create() -> int:
+        """Return the descriptor of an empty one; it can be passed to a child."""
+        fd = os.memfd_create("batchinfer-blackbox")
+        os.ftruncate(fd, _NUM_SLOTS * _SLOT)
+        return fd
+
+    def put(self, entry: Entry) -> int:
+        """Note an entry, before its rows are touched. Returns its place."""
+        with self._lock:
+            slot = self._free.pop()
+        row = (_STAGES.index(entry.stage), entry.unit, entry.key, entry.start, entry.stop, entry.row)
+        _ENTRY.pack_into(self._map, slot * _SLOT + _USED.size, *row)
+        # Last, so that what is read is whole.
+        _USED.pack_into(self._map, slot * _SLOT, 1)
+        return slot
+
+    def clear(self, slot: int) -> None:
+        """Forget an entry."""
+        _USED.pack_into(self._map, slot * _SLOT, 0)
+        with self._lock:
+            self._free.append(slot)
+
+    def read(self) -> list[Entry]:
+        """Return what is noted."""
+        found = []
+        for slot in range(_NUM_SLOTS):
+            if _USED.unpack_from(self._map, slot * _SLOT)[0]:
+                stage, *numbers = _ENTRY.unpack_from(self._map, slot * _SLOT + _USED.size)
+                found.append(Entry(_STAGES[stage], *numbers))
+        return found
+
+    def close(self) -> None:
+        """Unmap the memory."""
+        self._map.close()

@@ -1,0 +1,104 @@
+"""Care with rows that a worker died on: they are noted before they are touched, and the suspects among them
+are tried in small pieces, in the end one by one, with nothing else in hand."""
+
+from __future__ import annotations
+
+import math
+import threading
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from batchinfer.engine.blackbox import BlackBox, Entry, Stage
+
+if TYPE_CHECKING:
+    from batchinfer.data import HostBatch, Poison, Suspect
+
+_ONE_BY_ONE = 256
+
+
+class Care:
+    """Notes what is in hand, and knows which rows need care. Safe to use from several threads.
+
+    Work that needs care waits until nothing else is in hand, and what else there is to do waits for it: so
+    a death tells who caused it.
+    """
+
+    def __init__(self, box: BlackBox | None) -> None:
+        self._box = box
+        self._suspects: dict[int, tuple[Suspect, ...]] = {}
+        self._poison: dict[int, Mapping[int, Poison]] = {}
+        self._in_hand = 0
+        self._changed = threading.Condition()
+        self._alone = False
+
+    def tell(self, unit: int, suspects: Sequence[Suspect], poison: Sequence[Poison]) -> None:
+        """Say what earlier deaths have shown of a unit, before it is read."""
+        self._suspects[unit] = tuple(suspects)
+        self._poison[unit] = {one.row: one for one in poison}
+
+    def poison(self, unit: int) -> Mapping[int, Poison]:
+        """Return the rows that kill whoever touches them, by their number in the file."""
+        return self._poison.get(unit, {})
+
+    def cuts(self, stage: Stage, unit: int, key: int, num_rows: int) -> list[tuple[int, int, bool]]:
+        """Return the pieces in which to do some rows, and whether each needs care."""
+        found = [one for one in self._suspects.get(unit, ()) if (one.stage, one.key) == (stage, key)]
+        if not found:
+            return [(0, num_rows, False)]
+        start = min(one.start for one in found)
+        stop = min(max(one.stop for one in found), num_rows)
+        size = 1 if stop - start <= _ONE_BY_ONE else math.isqrt(stop - start)
+        pieces = [(at, min(at + size, stop), True) for at in range(start, stop, size)]
+        around = [(0, start, False), *pieces, (stop, num_rows, False)]
+        return [piece for piece in around if piece[0] < piece[1]]
+
+    def take(self, entry: Entry) -> int:
+        """Note rows that are taken in hand. Returns what `release` wants."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone)
+            self._in_hand += 1
+        return -1 if self._box is None else self._box.put(entry)
+
+    def release(self, slot: int, *, is_dead: bool = False) -> None:
+        """Note that they are done; or that whoever had them in hand is dead: then they stay noted."""
+        if self._box is not None and not is_dead:
+            self._box.clear(slot)
+        with self._changed:
+            self._in_hand -= 1
+            self._changed.notify_all()
+
+    @contextmanager
+    def holding(self, entry: Entry, *, alone: bool) -> Iterator[None]:
+        """Have rows in hand; `alone`: and nothing else. An error that passes is a death."""
+        slot = self._take_alone(entry) if alone else self.take(entry)
+        is_dead = True
+        try:
+            yield
+            is_dead = False
+        finally:
+            if alone:
+                self._alone = False
+            self.release(slot, is_dead=is_dead)
+
+    def _take_alone(self, entry: Entry) -> int:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._in_hand)
+            self._alone = True
+            self._in_hand += 1
+        return -1 if self._box is None else self._box.put(entry)
+
+
+def key_of(batch: HostBatch) -> int:
+    """Name a batch of a unit by its window and the rows in it: the same in every attempt."""
+    return zlib.crc32(batch.rows.tobytes(), batch.window.span.start)
+
+
+def entry_of(stage: Stage, batch: HostBatch, start: int, stop: int, *, alone: bool = False) -> Entry:
+    """Describe rows [start, stop) of a batch."""
+    row = -1
+    if alone and stop - start == 1:
+        assert batch.window.carried is not None
+        row = batch.window.carried["#row"][int(batch.rows[start])].as_py()
+    return Entry(stage, batch.window.span.unit.index, key_of(batch), start, stop, row)

@@ -1,0 +1,94 @@
+"""Who killed the worker? What the black boxes of dead workers say, unit by unit, until a row is found guilty.
+
+A row is guilty once two workers died with nothing but that row in hand. One death is an accident: anybody
+may be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from batchinfer.data import ErrorCode, Poison, Suspect
+
+if TYPE_CHECKING:
+    from batchinfer.engine.blackbox import Entry
+    from batchinfer.runner.messages import Assign
+
+_GUILTY = 2
+_ACCIDENTS = 3
+_DEATHS_A_ROW = 4
+_MOST_POISON = 64
+
+
+@dataclass(slots=True)
+class _Dossier:
+    """What is known of one unit."""
+
+    num_rows: int
+    deaths: int = 0
+    suspects: dict[tuple[str, int], Suspect] = field(default_factory=dict)
+    alone: Counter[tuple[str, int]] = field(default_factory=Counter)
+    poison: dict[int, Poison] = field(default_factory=dict)
+
+    def is_hopeless(self) -> bool:
+        """Tell whether more workers died on it than a search for bad rows could explain."""
+        explained = _ACCIDENTS + math.log2(self.num_rows + 1) + _DEATHS_A_ROW * len(self.poison)
+        return self.deaths > explained or len(self.poison) > _MOST_POISON
+
+
+class Inquest:
+    """Collects what deaths tell, and says it to whoever does a unit next."""
+
+    def __init__(self) -> None:
+        self._dossiers: dict[int, _Dossier] = {}
+
+    def hear(self, entries: Iterable[Entry], *, how: str, code: ErrorCode) -> list[Poison] | None:
+        """Take note of what a worker had in hand when it died. Returns the rows that are found guilty now;
+        None where the death tells nothing that could help the next worker."""
+        guilty: list[Poison] = []
+        told = False
+        for entry in entries:
+            dossier = self._dossiers.setdefault(entry.unit, _Dossier(entry.stop - entry.start))
+            dossier.num_rows = max(dossier.num_rows, entry.stop - entry.start)
+            dossier.deaths += 1
+            told = told or not dossier.is_hopeless()
+            if entry.row >= 0:
+                dossier.alone[entry.stage, entry.row] += 1
+            if entry.row >= 0 and dossier.alone[entry.stage, entry.row] >= _GUILTY:
+                one = _poison(entry, dossier, how=how, code=code)
+                dossier.poison[entry.row] = one
+                guilty.append(one)
+                # Without the row, the batches of its unit are others.
+                dossier.suspects.clear()
+            else:
+                found = Suspect(entry.stage, entry.key, entry.start, entry.stop)
+                dossier.suspects[entry.stage, entry.key] = found
+        return guilty if told else None
+
+    def brief(self, assign: Assign) -> Assign:
+        """Add what is known of a unit to its assignment."""
+        dossier = self._dossiers.get(assign.unit.index)
+        if dossier is None:
+            return assign
+        return dataclasses.replace(
+            assign, suspects=tuple(dossier.suspects.values()), poison=tuple(dossier.poison.values())
+        )
+
+    def close(self, unit: int) -> None:
+        """Forget a unit that is committed."""
+        self._dossiers.pop(unit, None)
+
+
+def _poison(entry: Entry, dossier: _Dossier, *, how: str, code: ErrorCode) -> Poison:
+    return Poison(
+        row=entry.row,
+        stage=entry.stage,
+        code=code,
+        message=f"the process that had it in hand {how}",
+        attempts=dossier.alone[entry.stage, entry.row] + 1,
+    )
