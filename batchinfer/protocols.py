@@ -153,6 +153,11 @@ class Sink(Protocol):
         and `schema` where the format has one. Raises DataError if it is damaged."""
         ...
 
+    def failed_rows(self, file: Any) -> tuple[int, pa.StructArray]:
+        """Return how many rows a part has, open for random access, and the `_error` of each failed one.
+        Raises DataError if it is damaged."""
+        ...
+
     def row_numbers(self, data: bytes) -> Sequence[int] | None:
         """Decode a whole part, and return column `_row` if it has one. Raises DataError if anything in
         it is damaged."""

@@ -15,7 +15,7 @@ _STAGES: tuple[Stage, ...] = get_args(Stage)
 _ENTRY = struct.Struct("<qqqqqq")
 _USED = struct.Struct("<q")
 _SLOT = _USED.size + _ENTRY.size
-_NUM_SLOTS = 256
+_NUM_SLOTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,14 @@ class BlackBox:
 
     @staticmethod
     def create() -> int:
-        """Return the descriptor of an empty one; it can be passed to a child."""
+        """Return the descriptor of an empty one; it can be passed to a child. Raises OSError where the
+        system gives no such memory."""
         fd = os.memfd_create("batchinfer-blackbox")
-        os.ftruncate(fd, _NUM_SLOTS * _SLOT)
+        try:
+            os.ftruncate(fd, _NUM_SLOTS * _SLOT)
+        except OSError:
+            os.close(fd)
+            raise
         return fd
 
     def put(self, entry: Entry) -> int:

@@ -9,11 +9,13 @@ cut into depends on them alone, so a repeated unit gives the same results.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from batchinfer.errors import BatchinferError, DataError, OutOfMemory
+from batchinfer.errors import BatchinferError, DataError, OutOfMemory, to_message
 
 T = TypeVar("T")
 
@@ -39,8 +41,13 @@ class Trust:
         self._num_bad = 0
 
     def blame(self, error: BatchinferError) -> BatchinferError:
-        """Return the error that a row failed with. Raises it where it is not the row's fault."""
+        """Return the error that a row failed with. Raises it where it is not the row's fault.
+
+        Who debugs (BATCHINFER_DEBUG=1) sees the traceback of the first.
+        """
         self._num_bad += 1
+        if self._num_bad == 1 and os.environ.get("BATCHINFER_DEBUG"):
+            print(to_message(error)["details"], file=sys.stderr, flush=True)  # noqa: T201 - asked for
         if self._num_bad >= _HOPELESS_ROWS and not self.is_sound:
             raise error
         return error

@@ -15,23 +15,12 @@ from batchinfer import tensors
 from batchinfer.data import TensorSpec
 from batchinfer.errors import ContractError, DataError
 from batchinfer.loader.batches import Binding
+from batchinfer.row_errors import ERROR_TYPE
 from batchinfer.sources.drift import why_absent
 
 if TYPE_CHECKING:
     from batchinfer.config import Job
     from batchinfer.protocols import Backend, Postprocessor, Preprocessor
-
-ERROR_TYPE = pa.struct(
-    [
-        ("stage", pa.string()),
-        ("code", pa.string()),
-        ("message", pa.string()),
-        ("attempts", pa.int32()),
-        ("source", pa.string()),
-        ("row", pa.int64()),
-    ]
-)
-"""Type of the `_error` column: null for a row that succeeded. Fixed, also where no row ever fails."""
 
 META_TYPES = {
     "_source": pa.string(),

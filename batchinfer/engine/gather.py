@@ -13,10 +13,10 @@ from batchinfer import tensors
 from batchinfer.data import ErrorCode, OutputBatch, RowError, TypedBatch, Window
 from batchinfer.engine.blame import REFUSALS, Trust, isolate
 from batchinfer.engine.care import entry_of, key_of
-from batchinfer.engine.contract import ERROR_TYPE
 from batchinfer.engine.encode import row_failed
 from batchinfer.engine.isolate import rows_of
 from batchinfer.errors import DataError, OutOfMemory, UserCodeError, unit_context
+from batchinfer.row_errors import ERROR_TYPE
 
 if TYPE_CHECKING:
     from batchinfer.config.sections import ErrorsOptions

@@ -13,7 +13,7 @@ from batchinfer.data import OutputBatch
 from batchinfer.engine.blame import REFUSALS, Isolated, Trust, isolate
 from batchinfer.engine.care import entry_of, key_of
 from batchinfer.engine.device import InFlight
-from batchinfer.errors import BatchinferError, DataError, DeviceError, OutOfMemory
+from batchinfer.errors import BatchinferError, ContractError, DataError, OutOfMemory
 from batchinfer.loader.batches import piece, with_stand_ins
 from batchinfer.tensors import NUMERIC
 
@@ -139,7 +139,7 @@ class Isolator:
         """Compute the good rows once more, in a batch of the shape of that which failed."""
         if isinstance(refused, OutOfMemory):
             fits = max((stop - start for start, stop, _ in found.good), default=0)
-            raise DeviceError(
+            raise ContractError(
                 f"{refused.message}; compute.determinism is bit, so that the batch cannot be split",
                 hint=f"{fits} rows of it fit: set batching.size accordingly, or determinism: rows",
             ) from refused

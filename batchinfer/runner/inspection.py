@@ -69,7 +69,7 @@ def read_status(root: str, options: Mapping[str, Any]) -> OutputStatus:
     """Read the progress of an output from its listing. Raises NoInputError where there is none."""
     store = open_store(root, options)
     entries = store.entries(root)
-    plan = _latest_plan(store, root, entries)
+    plan = latest_plan(store, root, entries)
     ledger = ledger_of(entries, plan.layout(root))
     done = [plan.units[index] for index in ledger.committed]
     there = read_seal(store, root) if any(below(root, entry.uri) == "_SUCCESS" for entry in entries) else None
@@ -108,9 +108,9 @@ def verify_output(root: str, options: Mapping[str, Any], *, level: Level = "quic
     """
     store = open_store(root, options)
     entries = store.entries(root)
-    plan = _latest_plan(store, root, entries)
+    plan = latest_plan(store, root, entries)
     manifest = read_manifest(store, root, _seal(store, root))
-    check = _Check(store, root, manifest, _sink(plan))
+    check = _Check(store, root, manifest, sink_of(plan))
     problems = [*check.names(entries)]
     problems += check.totals()
     if level != "quick":
@@ -228,14 +228,16 @@ class _Check:
         return problems
 
 
-def _latest_plan(store: Store, root: str, entries: Sequence[Entry]) -> Plan:
+def latest_plan(store: Store, root: str, entries: Sequence[Entry]) -> Plan:
+    """Return the plan that counts. Raises NoInputError where there is none."""
     numbers = generations(entries, root)
     if not numbers:
         raise NoInputError("no batchinfer output is here", where=root, hint="name the job's output.path")
     return read_plan(store, root, numbers[-1])
 
 
-def _sink(plan: Plan) -> Sink:
+def sink_of(plan: Plan) -> Sink:
+    """Return what reads a plan's parts."""
     factory = registry.load("sinks", "jsonl" if plan.suffix == ".jsonl" else "parquet")
     sink: Sink = factory(factory.Options.model_construct())
     return sink

@@ -67,20 +67,27 @@ class ProcessWorker:
         down_read, down_write = os.pipe()
         up_read, up_write = os.pipe()
         output_read, output_write = os.pipe()
-        box_fd = BlackBox.create()
+        box_fd = _box()
         command = [sys.executable, "-m", "batchinfer.runner.worker"]
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [*command, str(down_read), str(up_write), str(box_fd), str(os.getpid())],
-            pass_fds=(down_read, up_write, box_fd),
+            [
+                *command,
+                str(down_read),
+                str(up_write),
+                str(-1 if box_fd is None else box_fd),
+                str(os.getpid()),
+            ],
+            pass_fds=(down_read, up_write, *(() if box_fd is None else (box_fd,))),
             stdin=subprocess.DEVNULL,
             stdout=output_write,
             stderr=output_write,
             env={**os.environ, **environment},
         )
         # The child's ends must close here, or its death would not end our reads.
-        self._box = BlackBox(box_fd)
+        self._box = None if box_fd is None else BlackBox(box_fd)
         for fd in (down_read, up_write, output_write, box_fd):
-            os.close(fd)
+            if fd is not None:
+                os.close(fd)
         self.channel = Channel(up_read, down_write)
         self.output_fd: int | None = output_read
         self.pid = self._process.pid
@@ -104,7 +111,7 @@ class ProcessWorker:
 
     def in_hand(self) -> list[Entry]:
         """Read its black box."""
-        return self._box.read()
+        return [] if self._box is None else self._box.read()
 
     def dump(self) -> None:
         """Send SIGABRT, upon which Python prints where every thread stands; first to its loaders, one of
@@ -124,9 +131,18 @@ class ProcessWorker:
     def close(self) -> None:
         """Close the pipes."""
         self.channel.close()
-        self._box.close()
+        if self._box is not None:
+            self._box.close()
         if self.output_fd is not None:
             os.close(self.output_fd)
+
+
+def _box() -> int | None:
+    """Make a black box; without one, as where files may not grow, a row that kills is not found."""
+    try:
+        return BlackBox.create()
+    except OSError:
+        return None
 
 
 def _loaders_of(pid: int) -> list[int]:

@@ -206,7 +206,7 @@ def main() -> None:
     faulthandler.enable()
     lifeline.leave_signals_to_parent()
     try:
-        code = serve(Channel(read_fd, write_fd), BlackBox(box_fd))
+        code = serve(Channel(read_fd, write_fd), BlackBox(box_fd) if box_fd >= 0 else None)
     except (BrokenPipeError, EOFError):
         code = ExitCode.CRASH
     sys.stdout.flush()

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from batchinfer.config.sections import OutputOptions
 from batchinfer.errors import DataError
+from batchinfer.row_errors import ERROR_TYPE
 
 _ROWS_AT_ONCE = 4096
 _DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
@@ -58,6 +59,15 @@ class JsonlSink:
         """Count lines: JSON Lines say nothing of themselves."""
         num_rows, _ = self.count(bytes(file.read()))
         return {"rows": str(num_rows)}
+
+    def failed_rows(self, file: Any) -> tuple[int, pa.StructArray]:
+        """Parse the lines with an `_error`."""
+        lines = bytes(file.read()).splitlines()
+        try:
+            errors = [json.loads(line).get("_error") for line in lines if b'"_error": {' in line]
+        except ValueError as error:
+            raise DataError(f"not readable as JSON Lines: {error}") from error
+        return len(lines), pa.array([error for error in errors if error is not None], ERROR_TYPE)
 
     def row_numbers(self, data: bytes) -> Sequence[int] | None:
         """Parse every line; return the values of `_row`, if they have any."""

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from batchinfer.config.sections import Count, OutputOptions
 from batchinfer.errors import ContractError, DataError
+from batchinfer.row_errors import ERROR_TYPE
 
 _LOOKED_AT = 1024
 
@@ -71,6 +72,18 @@ class ParquetSink:
             raise DataError(f"not a complete Parquet file: {error}") from error
         said = {key.decode(): value.decode() for key, value in (footer.metadata or {}).items()}
         return {**said, "rows": str(footer.num_rows), "schema": schema.to_string()}
+
+    def failed_rows(self, file: Any) -> tuple[int, pa.StructArray]:
+        """Read column `_error` alone, where the footer says that rows failed."""
+        try:
+            footer = pq.read_metadata(file)
+            named = "_error" in footer.schema.to_arrow_schema().names
+            if not named or (footer.metadata or {}).get(b"batchinfer.rows_error") == b"0":
+                return footer.num_rows, pa.array([], ERROR_TYPE)
+            column = pq.read_table(file, columns=["_error"], page_checksum_verification=True)["_error"]
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"not a readable Parquet file: {error}") from error
+        return footer.num_rows, column.combine_chunks().drop_null()
 
     def row_numbers(self, data: bytes) -> Sequence[int] | None:
         """Decode every page against its checksum; return column `_row`, if there is one."""

@@ -142,7 +142,7 @@ def _errors(snapshot: Snapshot) -> Iterator[Text]:
 def _next(snapshot: Snapshot) -> Iterator[Text]:
     verify = f"batchinfer verify {shlex.quote(figures.plain(snapshot.output))}"
     if _rows_error(snapshot):
-        yield _line("next", "the failed rows are in the output, their reason in `_error`")
+        yield _line("next", f"batchinfer errors {shlex.quote(figures.plain(snapshot.output))}", "cyan")
         yield _line("", verify, "cyan")
     else:
         yield _line("next", verify, "cyan")

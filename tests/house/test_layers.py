@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2] / "batchinfer"
 
 LEVELS = [
     {"clock", "crash", "errors", "data", "events", "protocols", "options", "redact", "frames", "lifeline"},
-    {"config", "storage", "tensors", "hardware", "registry", "user_code", "onnx_files"},
+    {"config", "storage", "tensors", "hardware", "registry", "user_code", "onnx_files", "row_errors"},
     {"sources", "preprocess", "loader", "backends", "postprocess", "sinks", "testing"},
     {"engine"},
     {"runner", "telemetry"},

@@ -51,6 +51,7 @@ VERBS = {
         "--measure",
     },
     "status": {"output", "--json"},
+    "errors": {"output", "--where", "--samples", "-n", "--export", "--json"},
     "verify": {"output", "--footer", "--deep"},
     "gc": {"output", "--delete", "--json"},
     "schema": set(),
@@ -62,9 +63,9 @@ KEYS = {
     "BatchingOptions": "size by window_rows",
     "OutputOptions": "path format storage_options carry columns partition_by meta commit",
     "CheckpointOptions": "unit_rows every spill_bytes",
-    "ErrorsOptions": "on_error max",
-    "ComputeOptions": "devices workers_per_device concurrency threads readers loaders host_memory claims heartbeat "
-    "stall_timeout",
+    "ErrorsOptions": "on_error max check_finite",
+    "ComputeOptions": "devices workers_per_device concurrency threads readers loaders host_memory "
+    "determinism claims heartbeat stall_timeout",
     "LimitsOptions": "grace",
     "ObserveOptions": "interval pushgateway",
     "PushgatewayOptions": "url every instance timeout",

@@ -175,7 +175,7 @@ def test_memory_where_bits_matter(tmp_path: Path, batchinfer: Run) -> None:
     write_shards(tmp_path / "in", SHARDS)
     job = job_of(tmp_path / "bad", "error", [], model={"memory_rows": 9}, compute={"determinism": "bit"})
     done = batchinfer("run", str(job))
-    assert done.returncode == 71
+    assert done.returncode == 78
     assert "8 rows of it fit: set batching.size accordingly" in done.stderr
 
 

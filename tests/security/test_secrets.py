@@ -95,7 +95,7 @@ def test_a_run_that_fails_keeps_its_secrets(
     """A traceback that is asked for, and the error of code that quotes a secret, are shown without it."""
     monkeypatch.setenv("STEP_FAILS", "1")
     done = batchinfer("run", job)
-    assert done.returncode == 65
+    assert done.returncode == 3
     assert "canary_step:step raised RuntimeError" in done.stderr
     assert "cannot sign in with ***" in done.stderr
     assert_no_canary(tmp_path, done.stdout, done.stderr)
