@@ -66,6 +66,11 @@ class SimulatedOptions(ModelOptions):
     signature: Signature = Field(default_factory=_linear)
     """What it takes and gives. By default `x: float32[?]` and `y: float32[?]`."""
 
+    @field_validator("faults")
+    @classmethod
+    def _sums(cls, value: dict[str, Fault]) -> dict[str, Fault]:
+        return {str(float(text)): fault for text, fault in value.items()}
+
     _no_file = field_validator("entry", "path", "precision")(not_for("simulated"))
 
 
@@ -82,6 +87,7 @@ class SimulatedBackend:
     def __init__(self, options: SimulatedOptions) -> None:
         self._options = options
         self._lock: int | None = None
+        self._faults = np.array([float(value) for value in options.faults])
         self.inputs: Sequence[TensorSpec] = ()
         self.outputs: Sequence[TensorSpec] = ()
 
@@ -113,11 +119,11 @@ class SimulatedBackend:
         if self._options.memory_rows is not None and num_rows > self._options.memory_rows:
             raise OutOfMemory(f"the simulated device's memory holds {self._options.memory_rows} rows")
         keep = np.ones(num_rows, dtype=bool)
-        for value, fault in self._options.faults.items():
-            hit = total == float(value)
+        for value in np.intersect1d(total, self._faults):
+            fault, hit = self._options.faults[str(float(value))], total == value
             if fault == "rows":
                 keep &= ~hit
-            elif hit.any():
+            else:
                 doubled = _faulty(doubled, hit, fault)
         doubled = doubled if keep.all() else doubled[keep]
         return {spec.name: _filled(spec, doubled) for spec in self.outputs}

@@ -45,6 +45,6 @@ class Budget:
             raise BudgetExceeded(
                 f"{failed} of {rows} rows failed, more than errors.max ({self._max}) allows",
                 where=self._first,
-                hint="everything committed is kept; `batchinfer errors` shows the rows, BATCHINFER_DEBUG=1 the "
-                "first traceback; or raise errors.max",
+                hint="everything committed is kept; `batchinfer errors` shows the rows, "
+                "BATCHINFER_DEBUG=1 the first traceback; or raise errors.max",
             )

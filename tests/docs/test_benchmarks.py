@@ -21,3 +21,11 @@ def test_the_simulated_device() -> None:
     )
     assert float(found["far, virtual"]) > 90, done.stdout
     assert float(found["far, short units, virtual"]) > 83, done.stdout
+
+
+def test_bad_rows() -> None:
+    """What bad rows cost their neighbours is printed, and exactly they are errors."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "bad_rows.py"), "--tiny", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "19,999 results and one error row after 3 restarts" in done.stdout, done.stdout

@@ -272,7 +272,8 @@ def test_a_loader_is_small_and_stays_so(tmp_path: Path, batchinfer: Run) -> None
         assert all(look["heavy"] == [] for look in looks)
         assert all(look["maps"] == ["memfd:batchinfer"] for look in looks[1:])
         half = len(looks) // 2
-        assert max(look["fds"] for look in looks[half:]) <= max(look["fds"] for look in looks[:half])
+        # A few more or less are in flight at any moment; a leak would be one for each chunk.
+        assert max(look["fds"] for look in looks[half:]) <= max(look["fds"] for look in looks[:half]) + 8
         assert looks[-1]["fds_of_worker"] < 150
 
 
