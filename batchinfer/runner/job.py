@@ -19,6 +19,7 @@ from batchinfer.runner.deal import Deal, LeaseDeal, StaticDeal, Supersession
 from batchinfer.runner.finish import finish
 from batchinfer.runner.keeper import DealtWork, Keeper
 from batchinfer.runner.ledger import read_ledger
+from batchinfer.runner.limits import LimitedWork
 from batchinfer.runner.messages import Ready, Start
 from batchinfer.runner.output import probe, store_plan
 from batchinfer.runner.prepare import Prepared, prepare
@@ -212,7 +213,9 @@ class _Session:
                 self._warn("suspects", f"units {_few(suspects)} were being done when an earlier run died")
             keeper.start()
 
-        work = DealtWork(plan, deal, keeper, spilled=prepared.spilled, on_done=self._on_done)
+        dealt = DealtWork(plan, deal, keeper, spilled=prepared.spilled, on_done=self._on_done)
+        num_devices = len(dict.fromkeys(devices))
+        work = LimitedWork(dealt, self._job.limits, num_devices=num_devices, began=self._began)
         stall = self._job.compute.stall_timeout
         try:
             with interrupts.watched():
@@ -231,6 +234,7 @@ class _Session:
                 ).run()
         finally:
             keeper.close()
+        work.close()
 
     def _deal(self, prepared: Prepared, pending: Sequence[int], presence: Presence) -> Deal:
         root, plan, every_s = self._job.output.path, prepared.plan, self._job.compute.heartbeat

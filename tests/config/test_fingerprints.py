@@ -99,6 +99,11 @@ NEUTRAL: dict[str, Any] = {
     "compute.claims": "lease",
     "compute.heartbeat": 3.0,
     "compute.stall_timeout": 3.0,
+    "limits.deadline": 3.0,
+    "limits.max_rows": 3,
+    "limits.max_device_hours": 3.0,
+    "limits.price_per_device_hour": 3.0,
+    "limits.max_cost": 3.0,
     "limits.grace": 3.0,
     "input.incremental": True,
     "observe.interval": 3.0,
@@ -134,6 +139,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     for part in parents:
         node = node[int(part)] if part.isdigit() else node.setdefault(part, {})
     node[last] = value
+    if path == "limits.max_cost":
+        node["price_per_device_hour"] = 1.0
     return document
 
 
