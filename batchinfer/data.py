@@ -58,6 +58,15 @@ class TensorSpec:
         return f"{self.name}: {self.dtype}[{sizes}]"
 
 
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a model takes rows packed, one after the other without padding: the inputs that then are of shape
+    (tokens,), and those that must be 1 for every token and are left out."""
+
+    values: tuple[str, ...]
+    ones: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One object in a store, as a listing gives it.
@@ -221,10 +230,14 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class HostBatch:
-    """Rows for one forward pass, padded, in host memory.
+    """Rows for one forward pass, padded (or packed), in host memory.
 
     `rows` are positions in the window. A window without a good row sends one empty batch, which
     the device never sees, so that it is written all the same.
+
+    Where inputs are ragged, `lengths` are those of the rows, int64 of shape (rows,), and `width` is what they
+    are padded to, 0 in a packed batch. The tensors have `filled` rows more, which give the batch its shape
+    and whose results are dropped. `fixed`: its shape is one of few that the model is made for.
     """
 
     window: Window
@@ -232,6 +245,15 @@ class HostBatch:
     tensors: Tensors
     real_tokens: int = 0
     padded_tokens: int = 0
+    lengths: np.ndarray[Any, Any] | None = None
+    width: int = 0
+    filled: int = 0
+    fixed: bool = False
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its rows stand one after the other, without padding."""
+        return self.lengths is not None and not self.width
 
 
 @dataclass(frozen=True, slots=True)

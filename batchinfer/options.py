@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,6 +20,7 @@ from pydantic import (
 )
 
 __all__ = [
+    "ByteText",
     "Bytes",
     "ContentPath",
     "EntryPoint",
@@ -30,6 +32,7 @@ __all__ = [
     "field_validator",
     "model_validator",
     "neutral",
+    "num_bytes",
 ]
 
 _URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*://")
@@ -102,16 +105,23 @@ class Secret:
     """Marks a value that never reaches a log, a stored job or an error message."""
 
 
-def _bytes(value: object) -> object:
-    """Read `512MiB` or `2GB` as a number of bytes."""
-    if not isinstance(value, str):
-        return value
-    found = _BYTES.fullmatch(value)
+def num_bytes(text: str) -> int:
+    """Read `512MiB` or `2GB` as a number of bytes. Raises ValueError for what says none."""
+    found = _BYTES.fullmatch(text)
     if found is None:
-        raise ValueError(f"must be a number of bytes such as 1073741824, 512MiB or 2GB, got {value!r}")
+        raise ValueError(f"must be a number of bytes such as 1073741824, 512MiB or 2GB, got {text!r}")
     number, unit = found.groups()
     power = " KMGT".index(unit[0])
     return int(float(number) * (1024 if unit[1:] == "iB" else 1000) ** power)
+
+
+def _bytes(value: object) -> object:
+    return num_bytes(value) if isinstance(value, str) else value
+
+
+def _byte_text(value: str) -> str:
+    num_bytes(value)
+    return value
 
 
 Bytes = Annotated[
@@ -123,6 +133,13 @@ Bytes = Annotated[
     ),
 ]
 """A number of bytes: 1073741824, 512MiB or 2GB."""
+
+ByteText = Annotated[
+    str,
+    AfterValidator(_byte_text),
+    WithJsonSchema({"type": "string", "pattern": f"^{_BYTES.pattern}$"}),
+]
+"""A number of bytes as text only: 512MiB or 2GB."""
 
 JobPath = Annotated[str, BeforeValidator(_resolve)]
 """A local path or a URL; a relative path is relative to the job file."""

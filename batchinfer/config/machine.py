@@ -8,12 +8,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from batchinfer.config.fields import is_marked, values_by_key
 from batchinfer.config.job import Job
 from batchinfer.errors import DeviceError, JobFileError
-from batchinfer.options import Code
+from batchinfer.options import Code, num_bytes
+
+By = Literal["rows", "tokens", "bytes"]
+"""What the size of a batch counts."""
 
 _MAX_READERS = 4
 _CONCURRENT = frozenset({"onnx"})
@@ -140,40 +143,43 @@ def _devices(job: Job, machine: Machine) -> tuple[tuple[str, ...], str]:
     return wanted, "as asked"
 
 
-def batch_size(job: Job, device: str, *, ragged: bool, row_bytes: int) -> tuple[str, int]:
-    """Return what a batch is counted in ("rows" or "tokens") and how many, on a device.
+def batch_size(
+    job: Job, device: str, *, ragged: bool, row_bytes: int, token_bytes: int = 0
+) -> tuple[By, int]:
+    """Return what a batch is counted in ("rows", "tokens" or "bytes") and how many, on a device.
 
     `ragged` says whether any input of the model varies in length from row to row; `row_bytes` is what
-    its inputs of one row take.
+    its inputs of one row take, `token_bytes` what the ragged ones take for each token.
     """
-    by = job.batching.by
+    by, size = job.batching.by, job.batching.size
+    if size != "auto":
+        # A number without a unit means rows, whatever the tensors are.
+        if isinstance(size, int):
+            return "rows" if by == "auto" else by, size
+        return "bytes", num_bytes(size)
     if by == "auto":
         by = "tokens" if ragged else "rows"
-        # A number without a unit means rows, whatever the tensors are.
-        if job.batching.size != "auto":
-            by = "rows"
-    size = job.batching.size
-    if size != "auto":
-        return by, size
     kind = device.partition(":")[0]
     if by == "tokens":
         return by, _TOKENS[kind]
+    if by == "bytes":
+        return by, _TOKENS[kind] * max(token_bytes, 1) if ragged else _BATCH_BYTES[kind]
     if ragged:
         return by, _RAGGED_ROWS[kind]
     fitting = 2 ** round(math.log2(max(_BATCH_BYTES[kind] / row_bytes, 1)))
     return by, max(_FEWEST_ROWS, min(_MOST_ROWS[kind], fitting))
 
 
-def window_rows(job: Job, by: str, size: int) -> int:
-    """Return the rows within which ragged inputs are sorted, for batches of `size` rows or tokens.
+def window_rows(job: Job, by: By, size: int, *, token_bytes: int = 0) -> int:
+    """Return the rows within which ragged inputs are sorted, for batches of `size` rows, tokens or bytes.
 
     Two hundred batches waste little on padding, and more would only keep the device waiting at first.
     """
     asked = job.batching.window_rows
     if asked != "auto":
         return asked
-    rows = size / _MEAN_TOKENS if by == "tokens" else size
-    return int(min(max(_WINDOW_BATCHES * rows, _FEWEST_IN_WINDOW), _MOST_IN_WINDOW))
+    each = {"rows": 1, "tokens": _MEAN_TOKENS, "bytes": _MEAN_TOKENS * max(token_bytes, 1)}[by]
+    return int(min(max(_WINDOW_BATCHES * size / each, _FEWEST_IN_WINDOW), _MOST_IN_WINDOW))
 
 
 def usable_cores() -> int:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from batchinfer.options import (
     Bytes,
+    ByteText,
     ContentPath,
     EntryPoint,
     Field,
@@ -32,6 +33,7 @@ _JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SHARE = re.compile(r"(100(\.0*)?|[0-9]{1,2}(\.[0-9]+)?)%")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DEVICE = re.compile(r"cpu|cuda:[0-9]+")
+_MAX_BUCKETS = 32
 _URL = re.compile(r"https?://[^\s/]+(/\S*)?")
 
 
@@ -154,15 +156,46 @@ class ModelOptions(Options):
 class BatchingOptions(Options):
     """How rows are put together for one forward pass."""
 
-    size: Count | Literal["auto"] = "auto"
-    """Rows (or padded tokens, see `by`) of a batch."""
+    size: Count | ByteText | Literal["auto"] = "auto"
+    """Rows of a batch; or padded tokens, or bytes, see `by`. Text such as 8MiB counts bytes."""
 
-    by: Literal["auto", "rows", "tokens"] = "auto"
-    """What `size` counts. auto: rows where `size` is a number; else tokens where an input is ragged."""
+    by: Literal["auto", "rows", "tokens", "bytes"] = "auto"
+    """What `size` counts. rows; tokens, padding included; bytes of the model's inputs as they reach the
+    device, padding included (a row larger than that is a batch of its own). auto: bytes where `size` is text
+    such as 8MiB, rows where it is a number; else tokens where an input is ragged."""
 
     window_rows: Count | Literal["auto"] = "auto"
     """Rows within which ragged inputs are sorted by length. The output keeps the source order. auto: some
     hundred batches, 4,096 rows at least and 32,768 at most."""
+
+    buckets: Literal["auto", "none"] | Count | tuple[Count, ...] = "auto"
+    """Give batches one of few shapes, so that what is compiled or captured for a shape is used again: ragged
+    inputs are padded to one of so many lengths (32 at most), or to those of a list in ascending order, and
+    missing rows are made up. auto: 32 where the model is prepared for each shape (`model.compile`,
+    `model.cuda_graphs`), else none."""
+
+    packed: bool | Literal["auto"] = "auto"
+    """Put rows one after the other into one sequence, without padding, where the model can be told where they
+    begin: transformers encoders that embed, with `inputs_are: tokens`. auto: on a GPU, where that gives the
+    same vectors and no postprocess step runs code of yours."""
+
+    @field_validator("buckets")
+    @classmethod
+    def _few_buckets(cls, value: str | int | tuple[int, ...]) -> str | int | tuple[int, ...]:
+        count = len(value) if isinstance(value, tuple) else value
+        if isinstance(count, int) and not 1 <= count <= _MAX_BUCKETS:
+            raise ValueError(f"must be 1 to {_MAX_BUCKETS} lengths, got {count}")
+        if isinstance(value, tuple) and list(value) != sorted(set(value)):
+            raise ValueError(f"must be lengths in ascending order, got {list(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _text_means_bytes(self) -> Self:
+        if self.size != "auto" and isinstance(self.size, str) and self.by not in {"auto", "bytes"}:
+            raise ValueError(
+                f"size {self.size!r} counts bytes, and by says {self.by}: write a number, or by: bytes"
+            )
+        return self
 
 
 class OutputOptions(Options):

@@ -172,8 +172,8 @@ def kind_of(value: Any) -> str:
 
 def _hint(expected: Any, got: Any, written: str | None) -> str:
     """Return the way out of the usual mistakes."""
-    texts = any(plain(arm) is str for arm in arms(expected))
-    if texts and isinstance(got, bool | int | float):
+    kinds = {plain(arm) for arm in arms(expected)}
+    if str in kinds and int not in kinds and isinstance(got, bool | int | float):
         return f'; quote it: "{printable(written or str(got).lower())}"'
     if not isinstance(got, str):
         return ""

@@ -15,6 +15,7 @@ from batchinfer import tensors
 from batchinfer.data import TensorSpec
 from batchinfer.errors import ContractError, DataError
 from batchinfer.loader.batches import Binding
+from batchinfer.loader.costs import cost_of
 from batchinfer.row_errors import ERROR_TYPE
 from batchinfer.sources.drift import why_absent
 
@@ -39,6 +40,8 @@ class Contract:
     bindings: tuple[Binding, ...]
     results: pa.Schema
     output: pa.Schema
+    varying: frozenset[str] = frozenset()
+    """Results whose second axis varies from batch to batch: values for each token."""
 
     @property
     def ragged(self) -> bool:
@@ -49,6 +52,21 @@ class Contract:
     def row_bytes(self) -> int:
         """Bytes of one encoded row; a ragged column counts as 256 numbers."""
         return sum(_row_bytes(self.encoded.field(bind.column).type) for bind in self.bindings) or 1
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that the ragged inputs take for each token."""
+        return cost_of("bytes", self.encoded, self.bindings, None).per_token
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens of a row, where the step that makes them says so."""
+        ragged = [field for field in map(self._field, self.bindings) if tensors.is_ragged(field.type)]
+        found = [int((field.metadata or {}).get(b"longest", 0)) for field in ragged]
+        return max(found) if found and all(found) else None
+
+    def _field(self, bind: Binding) -> pa.Field:
+        return self.encoded.field(bind.column)
 
 
 def check_contract(
@@ -70,13 +88,16 @@ def check_contract(
     encoded = _through_steps(job, source, steps, needed, problems)
     bindings = _bind(job, encoded, backend, problems) if encoded is not None else ()
     needed |= {bind.column for bind in bindings if bind.column in source.names}
-    results = _results(job, backend, posts, problems)
+    specs = _through_posts(job, backend, posts, problems)
+    results = _results(job, specs, problems) if specs is not None else None
     if problems:
         raise ContractError("\n".join(problems))
     output = _output_schema(job, source, results)
     read = tuple(name for name in source.names if name in needed)
     assert encoded is not None
-    return Contract(read, encoded, bindings, results, output)
+    assert specs is not None
+    varying = frozenset(name for name, spec in specs.items() if None in spec.shape[1:2])
+    return Contract(read, encoded, bindings, results, output, varying)
 
 
 def taken(job: Job, source: pa.Schema) -> pa.Schema:
@@ -192,10 +213,10 @@ def _is_one(given: TensorSpec, wanted: TensorSpec) -> bool:
     return given.shape == (None,) and wanted.shape == (None, 1)
 
 
-def _results(
+def _through_posts(
     job: Job, backend: Backend, posts: Sequence[Postprocessor], problems: list[str]
-) -> pa.Schema | None:
-    """Follow the model's outputs through the postprocessing steps to typed columns."""
+) -> Mapping[str, TensorSpec] | None:
+    """Follow the model's outputs through the postprocessing steps; None once a step refuses them."""
     specs: Mapping[str, TensorSpec] = {spec.name: spec for spec in backend.outputs}
     for at, step in enumerate(posts):
         name = job.postprocess[at].name
@@ -204,6 +225,11 @@ def _results(
         except ContractError as error:
             problems.append(f"{job.place(('postprocess', at, name))}  postprocess[{at}].{name}: {error}")
             return None
+    return specs
+
+
+def _results(job: Job, specs: Mapping[str, TensorSpec], problems: list[str]) -> pa.Schema:
+    """Return the result columns and their types."""
     declared = job.output.columns
     if declared is None:
         for spec in specs.values():

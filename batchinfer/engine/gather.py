@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchinfer import tensors
-from batchinfer.data import ErrorCode, OutputBatch, RowError, TypedBatch, Window
+from batchinfer.data import ErrorCode, HostBatch, OutputBatch, RowError, TypedBatch, Window
 from batchinfer.engine.blame import REFUSALS, Trust, isolate
 from batchinfer.engine.care import entry_of, key_of
 from batchinfer.engine.encode import row_failed
@@ -20,7 +20,7 @@ from batchinfer.row_errors import ERROR_TYPE
 
 if TYPE_CHECKING:
     from batchinfer.config.sections import ErrorsOptions
-    from batchinfer.data import Column, HostBatch
+    from batchinfer.data import Column, Tensors
     from batchinfer.engine.care import Care
     from batchinfer.engine.contract import Contract
     from batchinfer.errors import BatchinferError
@@ -160,23 +160,27 @@ class Gatherer:
 
     def _columns(self, output: OutputBatch) -> list[pa.Array]:
         """Postprocess and type a batch. Raises _StepError, and what is no row's fault."""
-        results, stage = output.tensors, "model"
+        batch, stage = output.batch, "model"
+        results = _first(output.tensors, len(batch.rows), batch)
+        # Packed inputs have no row of their own for each row.
+        inputs = batch.tensors if batch.is_packed else _first(batch.tensors, len(batch.rows), batch)
         try:
             for name, step in self._posts:
                 stage = name
-                results = self._apply(name, step, results, output)
-            return [
-                _typed_column(results, field, num_rows=len(output.batch.rows))
-                for field in self._contract.results
-            ]
+                results = self._apply(name, step, results, inputs)
+            return [self._column(results, field, batch) for field in self._contract.results]
         except REFUSALS as error:
             raise _StepError(stage, error) from error
 
+    def _column(self, results: Mapping[str, Column], field: pa.Field, batch: HostBatch) -> pa.Array:
+        column = _typed_column(results, field, num_rows=len(batch.rows))
+        return _without_padding(column, batch) if field.name in self._contract.varying else column
+
     def _apply(
-        self, name: str, step: Postprocessor, results: Mapping[str, Column], output: OutputBatch
+        self, name: str, step: Postprocessor, results: Mapping[str, Column], inputs: Tensors
     ) -> Mapping[str, Column]:
         try:
-            return step.apply(results, output.batch.tensors)
+            return step.apply(results, inputs)
         except (KeyError, ValueError, TypeError, IndexError, pa.ArrowException) as error:
             # Its text may quote what it got.
             raise DataError(
@@ -263,6 +267,27 @@ def _typed_column(results: Mapping[str, Column], field: pa.Field, *, num_rows: i
     if len(array) != num_rows:
         raise DataError(f"{wanted} for {num_rows} rows, but the model gave {len(array)}")
     return array
+
+
+def _first(columns: Mapping[str, Column], num_rows: int, batch: HostBatch) -> Mapping[str, Column]:
+    """Leave out the rows that only filled a batch up. A model that gave fewer is told so later."""
+    if not batch.filled:
+        return columns
+    wanted = num_rows + batch.filled
+    return {name: value[:num_rows] if len(value) == wanted else value for name, value in columns.items()}
+
+
+def _without_padding(column: pa.Array, batch: HostBatch) -> pa.Array:
+    """Cut values for each token to the tokens that a row has: as many as a batch is wide are such values."""
+    lengths = batch.lengths
+    if lengths is None or not batch.width or column.null_count or not pa.types.is_list(column.type):
+        return column
+    if int(lengths.min()) == batch.width or not (tensors.lengths(column) == batch.width).all():
+        return column
+    real = np.arange(batch.width) < lengths[:, None]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    values = column.flatten().filter(pa.array(real.reshape(-1)))
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=column.type)
 
 
 def _source_order(positions: np.ndarray[Any, Any], num_rows: int) -> pa.Array | None:

@@ -159,7 +159,7 @@ class Isolator:
     def _check(self, outputs: Mapping[str, Any], batch: HostBatch) -> None:
         """Raise DataError where the model gave another number of rows than it got, or no numbers."""
         for name, column in outputs.items():
-            if len(column) != len(batch.rows):
+            if len(column) not in {len(batch.rows), len(batch.rows) + batch.filled}:
                 raise DataError(
                     f"the model gave {len(column)} rows of {name!r} for a batch of {len(batch.rows)}",
                     hint="its results must have one row for each row that it gets",

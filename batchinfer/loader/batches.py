@@ -1,4 +1,4 @@
-"""Encoded rows to batches: dense rows as they come, ragged rows sorted by length and padded.
+"""Encoded rows to batches: dense rows as they come, ragged rows sorted by length and padded, or packed.
 
 What a batch holds depends on the unit and the job alone, never on timing: a repeated unit gives the
 same batches, and so the same numbers.
@@ -6,6 +6,7 @@ same batches, and so the same numbers.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchinfer import tensors
-from batchinfer.data import HostBatch, Window
+from batchinfer.data import HostBatch, Packing, Window
+from batchinfer.loader.costs import cost_of
+from batchinfer.loader.packing import cut_packed, packed_piece, packed_stand_ins, packed_tensors
+from batchinfer.loader.shapes import rounded
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from batchinfer.config.machine import By
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +35,34 @@ class Binding:
     as_vector: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPolicy:
-    """How rows are put together: at most `size` rows, or padded tokens, to a batch."""
+    """How rows are put together: at most `size` rows, padded tokens, or bytes to a batch.
+
+    With `fixed`, every batch has one of few shapes: ragged rows are padded to one of `lengths`, and a batch
+    has as many rows as fit at its length, the missing ones made up. With `packing`, rows are not padded.
+    """
 
     size: int
-    by_tokens: bool
+    by: By
     bindings: tuple[Binding, ...]
+    fixed: bool = False
+    lengths: tuple[int, ...] = ()
+    packing: Packing | None = None
 
 
 def cut(rows: pa.RecordBatch, policy: BatchPolicy) -> list[np.ndarray[Any, Any]]:
     """Return the rows of each batch, as positions in `rows`: int64 arrays of shape (batch rows,)."""
-    sizes = _row_lengths(rows, policy.bindings)
-    if sizes is None:
-        return [np.arange(at, min(at + policy.size, len(rows))) for at in range(0, len(rows), policy.size)]
+    lengths = _row_lengths(rows, policy.bindings)
+    if lengths is not None and policy.packing is not None:
+        return cut_packed(lengths, policy)
+    cost = cost_of(policy.by, rows.schema, policy.bindings, rows)
     # Longest first: what does not fit into memory fails at the start, and the tail stays short.
-    order = np.argsort(-sizes, kind="stable")
+    order = np.arange(len(rows)) if lengths is None else np.argsort(-lengths, kind="stable")
     batches, at = [], 0
     while at < len(order):
-        longest = max(int(sizes[order[at]]), 1)
-        count = max(policy.size // longest, 1) if policy.by_tokens else policy.size
+        width = rounded(int(lengths[order[at]]), policy.lengths) if lengths is not None else 1
+        count = cost.fitting(order[at:], width, policy.size)
         batches.append(order[at : at + count])
         at += count
     return batches
@@ -60,16 +74,53 @@ def make_batches(
     """Yield the batches of one window; one empty batch where it has no good row."""
     for positions in cuts:
         picked = _pick(rows, positions)
-        ragged = _row_lengths(picked, policy.bindings)
+        lengths = _row_lengths(picked, policy.bindings)
+        if lengths is not None and policy.packing is not None:
+            packed, tokens, filled = packed_tensors(picked, lengths, policy, policy.packing)
+            yield HostBatch(
+                window=window,
+                rows=window.good[positions],
+                tensors=packed,
+                real_tokens=int(lengths.sum()),
+                padded_tokens=tokens,
+                lengths=lengths,
+                filled=filled,
+                fixed=policy.fixed,
+            )
+            continue
+        width = rounded(int(lengths.max(initial=0)), policy.lengths) if lengths is not None else 0
+        filled = _num_missing(picked, width, policy)
         yield HostBatch(
             window=window,
             rows=window.good[positions],
-            tensors={bind.input: _tensor(picked, bind) for bind in policy.bindings},
-            real_tokens=int(ragged.sum()) if ragged is not None else 0,
-            padded_tokens=int(ragged.max(initial=0)) * len(ragged) if ragged is not None else 0,
+            tensors={
+                bind.input: _filled(_tensor(picked, bind, width if policy.lengths else None), filled)
+                for bind in policy.bindings
+            },
+            real_tokens=int(lengths.sum()) if lengths is not None else 0,
+            padded_tokens=width * (len(positions) + filled),
+            lengths=lengths,
+            width=width,
+            filled=filled,
+            fixed=policy.fixed,
         )
     if not cuts:
         yield HostBatch(window=window, rows=np.empty(0, np.int64), tensors={})
+
+
+def _num_missing(rows: pa.RecordBatch, width: int, policy: BatchPolicy) -> int:
+    """Return how many rows a batch lacks of those that its shape has."""
+    if not policy.fixed:
+        return 0
+    cost = cost_of(policy.by, rows.schema, policy.bindings, None)
+    return max(policy.size // cost.of(max(width, 1)), 1) - len(rows)
+
+
+def _filled(column: Any, num_missing: int) -> Any:
+    """Repeat the last row, which cannot bring in a value that is not there."""
+    if not num_missing:
+        return column
+    return np.concatenate([column, np.repeat(column[-1:], num_missing, axis=0)])
 
 
 def _row_lengths(rows: pa.RecordBatch, bindings: Sequence[Binding]) -> np.ndarray[Any, Any] | None:
@@ -93,13 +144,13 @@ def _ascending(positions: np.ndarray[Any, Any]) -> bool:
     return bool((np.diff(positions) == 1).all())
 
 
-def _tensor(rows: pa.RecordBatch, bind: Binding) -> Any:
-    """Return a column as the model takes it: a dense array, padded where it is ragged."""
+def _tensor(rows: pa.RecordBatch, bind: Binding, width: int | None) -> Any:
+    """Return a column as the model takes it: a dense array, padded (to `width`) where it is ragged."""
     column = rows[bind.column]
     if bind.dtype in tensors.NUMERIC:
         if _ragged(rows, bind):
             metadata = rows.schema.field(bind.column).metadata or {}
-            dense = tensors.pad(column, value=float(metadata.get(b"pad", b"0")))
+            dense = tensors.pad(column, value=float(metadata.get(b"pad", b"0")), width=width)
         else:
             dense = tensors.to_numpy(column)
             dense = dense[:, None] if bind.as_vector else dense
@@ -108,18 +159,30 @@ def _tensor(rows: pa.RecordBatch, bind: Binding) -> Any:
 
 
 def piece(batch: HostBatch, start: int, stop: int) -> HostBatch:
-    """Return rows [start, stop) of a batch, padded as they were: views, no copies."""
-    tensors_of = {name: column[start:stop] for name, column in batch.tensors.items()}
-    return HostBatch(window=batch.window, rows=batch.rows[start:stop], tensors=tensors_of)
+    """Return rows [start, stop) of a batch, padded as they were: views, no copies.
+
+    Where the batch has a shape that its model is made for, so has the piece, filled up.
+    """
+    lengths = None if batch.lengths is None else batch.lengths[start:stop]
+    if batch.is_packed:
+        tensors_of, filled = packed_piece(batch, start, stop)
+    else:
+        filled = len(batch.rows) + batch.filled - (stop - start) if batch.fixed else 0
+        tensors_of = {name: _filled(column[start:stop], filled) for name, column in batch.tensors.items()}
+    rows = batch.rows[start:stop]
+    return dataclasses.replace(batch, rows=rows, tensors=tensors_of, lengths=lengths, filled=filled)
 
 
 def with_stand_ins(batch: HostBatch, bad: Iterable[int]) -> HostBatch:
-    """Return a batch of the same shape, with copies of a good row in place of the bad ones."""
-    take = np.arange(len(batch.rows))
+    """Return a batch of the same shape, with a good row's values in place of those of the bad ones."""
+    take = np.arange(len(batch.rows) + batch.filled)
     positions = np.fromiter(bad, np.int64)
-    take[positions] = np.setdiff1d(take, positions)[0]
+    good = int(np.setdiff1d(np.arange(len(batch.rows)), positions)[0])
+    if batch.is_packed:
+        return dataclasses.replace(batch, tensors=packed_stand_ins(batch, positions, good))
+    take[positions] = good
     tensors_of = {
         name: column[take] if isinstance(column, np.ndarray) else column.take(take)
         for name, column in batch.tensors.items()
     }
-    return HostBatch(window=batch.window, rows=batch.rows, tensors=tensors_of)
+    return dataclasses.replace(batch, tensors=tensors_of)

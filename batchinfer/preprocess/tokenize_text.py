@@ -153,9 +153,10 @@ class Tokenize:
         return np.fromiter(itertools.chain.from_iterable(parts), np.int64, num_tokens)
 
     def _field(self, name: Part) -> pa.Field:
-        """Return the column's field; its metadata tell the loader what to pad with."""
+        """Return the column's field; its metadata tell the loader what to pad with, and how far."""
         pad = str(self._pad_id) if name == "input_ids" else "0"
-        return pa.field(name, pa.list_(pa.int64()), metadata={"pad": pad})
+        longest = str(self._options.max_length)
+        return pa.field(name, pa.list_(pa.int64()), metadata={"pad": pad, "longest": longest})
 
     def _check_room(self, tokenizer: Any) -> None:
         """Refuse a length that special tokens fill: the library would leave texts empty, or uncut."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from batchinfer import registry
-from batchinfer.config import Job, batch_size, window_rows
+from batchinfer import registry, tensors
+from batchinfer.config import Job, window_rows
 from batchinfer.engine.careful_steps import CarefulSteps
 from batchinfer.engine.commit import OutputLayout, UnitWriter
 from batchinfer.engine.contract import Contract, check_contract, taken
@@ -27,8 +27,10 @@ from batchinfer.engine.steps import Stepped, Steps, load_steps
 from batchinfer.engine.timeline import Timeline
 from batchinfer.engine.unit import MAX_CHUNK_ROWS, Way
 from batchinfer.loader.batches import BatchPolicy
+from batchinfer.loader.costs import cost_of
 from batchinfer.loader.windows import WindowPolicy
 from batchinfer.runner.ahead import ReadAhead, Units, columns_before_model
+from batchinfer.runner.batching import batch_policy, settings_of
 from batchinfer.runner.model_state import require_unchanged
 from batchinfer.storage import open_store
 
@@ -85,8 +87,8 @@ def assemble(start: Start, *, units: Units, spilled: set[int], care: Care) -> It
             yield Assembly(backend, None, None, {})
             return
         contract = check_contract(job, schema, steps, backend, posts)
-        by, size = batch_size(job, start.device, ragged=contract.ragged, row_bytes=contract.row_bytes)
-        settings = {"batching.by": by, "batching.size": str(size), "device": start.device}
+        policy = batch_policy(job, start.device, contract, backend)
+        settings = {**settings_of(policy), "device": start.device}
         if start.purpose == "check":
             yield Assembly(backend, contract, None, settings)
             return
@@ -106,14 +108,15 @@ def assemble(start: Start, *, units: Units, spilled: set[int], care: Care) -> It
             )
 
         assert early is not None
-        windows = _window_policy(contract, size=size, ragged_rows=window_rows(job, by, size))
+        ragged_rows = window_rows(job, policy.by, policy.size, token_bytes=contract.token_bytes)
+        windows = _window_policy(contract, policy, ragged_rows=ragged_rows)
         way = Way(
             chunks=early.begin(contract.read_columns),
             encode=Encoder(
                 job, CarefulSteps(_through_steps(job, schema, contract, steps, loaders), care), run=start.run
             ),
             windows=windows,
-            batches=BatchPolicy(size=size, by_tokens=by == "tokens", bindings=contract.bindings),
+            batches=policy,
             pipeline=open_pipeline(backend, start.device, host_bytes=room.batches),
             spills=Spills(
                 store,
@@ -173,11 +176,14 @@ def _through_steps(
     return loaders
 
 
-def _window_policy(contract: Contract, *, size: int, ragged_rows: int) -> WindowPolicy:
+def _window_policy(contract: Contract, policy: BatchPolicy, *, ragged_rows: int) -> WindowPolicy:
     """Bound a window in rows and bytes. Dense rows need not be sorted: theirs is as small as reading them
     in pieces is still cheap, and a whole number of batches, so that nothing is copied together."""
     if contract.ragged:
         return WindowPolicy(ragged_rows, _WINDOW_BYTES)
     rows = min(MAX_CHUNK_ROWS, _CHUNK_BYTES // contract.row_bytes)
+    cost = cost_of(policy.by, contract.encoded, contract.bindings, None)
+    texts = any(bind.dtype not in tensors.NUMERIC for bind in contract.bindings)
+    size = 1 if texts and policy.by == "bytes" else max(policy.size // cost.of(1), 1)
     # Carried columns count as well: they end a window early only where their rows are huge.
     return WindowPolicy(max(rows // size, 1) * size, _WINDOW_BYTES)

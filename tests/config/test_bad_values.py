@@ -47,7 +47,7 @@ CASES: dict[str, tuple[str | bytes, list[str]]] = {
     ),
     "text where a number belongs": (
         HEAD + "batching:\n  size: large\n",
-        [":6:3  batching.size: must be 'auto' or a whole number of at least 1, got 'large' (text)"],
+        [":6:3  batching.size: must be a number of bytes such as 1073741824, 512MiB or 2GB, got 'large'"],
     ),
     "number with underscores": (
         HEAD + "batching: {window_rows: 1_000}\n",
@@ -80,7 +80,12 @@ CASES: dict[str, tuple[str | bytes, list[str]]] = {
     ),
     "a bad word": (
         HEAD + "batching: {by: row}\n",
-        [(":5:12  batching.by: must be 'auto', 'rows' or 'tokens', got 'row' (text); did you mean 'rows'?")],
+        [
+            (
+                ":5:12  batching.by: must be 'auto', 'rows', 'tokens' or 'bytes', got 'row' (text); "
+                "did you mean 'rows'?"
+            )
+        ],
     ),
     "a mapping where a list belongs": (
         HEAD + "preprocess:\n  tokenize: {column: t}\n",

@@ -60,6 +60,8 @@ CHANGES: dict[str, Any] = {
     "batching.size": 3,
     "batching.by": "rows",
     "batching.window_rows": 3,
+    "batching.buckets": 3,
+    "batching.packed": True,
     "output.format": "jsonl",
     "output.carry": ["id", "t"],
     "output.columns": {"score": "float32"},

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from batchinfer.config import Job, Machine, batch_size, load_job, resolve, usable_cores, window_rows
-from batchinfer.config.machine import _quota
+from batchinfer.config.machine import By, _quota
 from batchinfer.errors import DeviceError, ExitCode, JobFileError
 
 T4 = "Tesla T4"
@@ -150,6 +150,11 @@ def test_devices_that_are_not_there(devices: Any, gpus: tuple[str, ...], message
         ({"by": "rows"}, "cpu", True, 1, ("rows", 32)),
         ({"size": 32}, "cpu", True, 1, ("rows", 32)),
         ({"size": 32, "by": "tokens"}, "cpu", True, 1, ("tokens", 32)),
+        ({"size": "8MiB"}, "cpu", True, 1, ("bytes", 2**23)),
+        ({"size": 1000, "by": "bytes"}, "cpu", False, 1, ("bytes", 1000)),
+        ({"by": "bytes"}, "cpu", False, 4, ("bytes", 2**20)),
+        ({"by": "bytes"}, "cuda:0", False, 4, ("bytes", 2**27)),
+        ({"by": "bytes"}, "cpu", True, 1, ("bytes", 512 * 16)),
     ],
 )
 def test_batch_sizes(
@@ -157,7 +162,26 @@ def test_batch_sizes(
 ) -> None:
     """A batch is counted in tokens where rows vary in length, unless the job says a number of rows; of
     rows of one size there are as many as the device likes best."""
-    assert batch_size(job_with(batching=batching), device, ragged=ragged, row_bytes=row_bytes) == expected
+    found = batch_size(
+        job_with(batching=batching), device, ragged=ragged, row_bytes=row_bytes, token_bytes=16
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("batching", "told"),
+    [
+        ({"size": "8MiB", "by": "rows"}, "size '8MiB' counts bytes, and by says rows"),
+        ({"buckets": 33}, "must be 1 to 32 lengths, got 33"),
+        ({"buckets": [8, 4]}, "must be lengths in ascending order, got [8, 4]"),
+        ({"buckets": []}, "must be 1 to 32 lengths, got 0"),
+    ],
+)
+def test_batching_that_makes_no_sense(batching: dict[str, Any], told: str) -> None:
+    """What contradicts itself is refused with what was written."""
+    with pytest.raises(JobFileError) as caught:
+        job_with(batching=batching)
+    assert told in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -168,11 +192,12 @@ def test_batch_sizes(
         ({}, "tokens", 16_384, 32_768),
         ({}, "rows", 32, 8192),
         ({"window_rows": 77}, "rows", 32, 77),
+        ({}, "bytes", 2**16, 16_384),
     ],
 )
-def test_windows(batching: dict[str, Any], by: str, size: int, rows: int) -> None:
+def test_windows(batching: dict[str, Any], by: By, size: int, rows: int) -> None:
     """A window has some hundred batches, or as many rows as the job says."""
-    assert window_rows(job_with(batching=batching), by, size) == rows
+    assert window_rows(job_with(batching=batching), by, size, token_bytes=16) == rows
 
 
 @pytest.mark.parametrize(("text", "size"), [(123, 123), ("512MiB", 2**29), ("1.5GB", 1_500_000_000)])

@@ -120,7 +120,7 @@ def test_overrides(job_file: Write, minimal: str, override: str, read: Callable[
     [
         (
             "batching.size=big",
-            "--set batching.size: must be 'auto' or a whole number of at least 1, got 'big' (text)",
+            "--set batching.size: must be a number of bytes such as 1073741824, 512MiB or 2GB, got 'big'",
         ),
         ("batching.sise=3", "--set batching.sise: unknown key; did you mean 'size'?"),
         ("batching", "--set batching: must look like `key.path=value`"),

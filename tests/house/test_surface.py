@@ -60,7 +60,7 @@ VERBS = {
 KEYS = {
     "InputOptions": "path format storage_options partitioning columns where limit sample incremental",
     "ModelOptions": "backend path entry version sha256 inputs precision forbid_nan allow_unsafe_model",
-    "BatchingOptions": "size by window_rows",
+    "BatchingOptions": "size by window_rows buckets packed",
     "OutputOptions": "path format storage_options carry columns partition_by meta commit",
     "CheckpointOptions": "unit_rows every spill_bytes",
     "ErrorsOptions": "on_error max check_finite",

@@ -55,9 +55,11 @@ def run(root: str, **sections: Any) -> batchinfer.RunReport:
     unit_rows=st.integers(1, 90),
     batch=st.integers(1, 70),
     window=st.integers(1, 100),
+    by=st.sampled_from(["rows", "bytes"]),
+    buckets=st.sampled_from(["none", 1]),
 )
 def test_every_row_once_in_order(
-    sizes: list[int], row_group: int, unit_rows: int, batch: int, window: int
+    sizes: list[int], row_group: int, unit_rows: int, batch: int, window: int, by: str, buckets: Any
 ) -> None:
     """Shard sizes, row groups, units, windows and batches change nothing but the cut."""
     root = f"memory://p{next(_spaces)}"
@@ -65,7 +67,7 @@ def test_every_row_once_in_order(
     report = run(
         root,
         checkpoint={"unit_rows": unit_rows},
-        batching={"size": batch, "window_rows": window},
+        batching={"size": batch, "window_rows": window, "by": by, "buckets": buckets},
     )
     total = sum(sizes)
     table = read_parts(root)
@@ -153,11 +155,12 @@ def _run_columns(root: str, *, unit_rows: int, batch: int) -> batchinfer.RunRepo
     rows=st.lists(st.lists(st.integers(0, 50), max_size=40), min_size=1, max_size=120),
     unit_rows=st.integers(1, 60),
     size=st.integers(1, 200),
-    by=st.sampled_from(["rows", "tokens"]),
+    by=st.sampled_from(["rows", "tokens", "bytes"]),
     window=st.integers(1, 80),
+    buckets=st.sampled_from(["auto", 5, [4, 40]]),
 )
 def test_ragged_rows_keep_their_results(
-    rows: list[list[int]], unit_rows: int, size: int, by: str, window: int
+    rows: list[list[int]], unit_rows: int, size: int, by: str, window: int, buckets: Any
 ) -> None:
     """Rows of any lengths are sorted, padded and batched, and each finds its way back to its place."""
     root = f"memory://p{next(_spaces)}"
@@ -168,7 +171,7 @@ def test_ragged_rows_keep_their_results(
     report = run(
         root,
         model={"signature": {"inputs": {"ids": "int64[?, ?]"}, "outputs": {"y": "float32[?]"}}},
-        batching={"size": size, "by": by, "window_rows": window},
+        batching={"size": size, "by": by, "window_rows": window, "buckets": buckets},
         checkpoint={"unit_rows": unit_rows},
     )
     found = read_parts(root)
