@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from batchinfer.data import ErrorCode, Poison, Suspect
 
 if TYPE_CHECKING:
+    from batchinfer.data import Unit
     from batchinfer.engine.blackbox import Entry
     from batchinfer.runner.messages import Assign
 
@@ -47,28 +48,29 @@ class Inquest:
     def __init__(self) -> None:
         self._dossiers: dict[int, _Dossier] = {}
 
-    def hear(self, entries: Iterable[Entry], *, how: str, code: ErrorCode) -> list[Poison] | None:
-        """Take note of what a worker had in hand when it died. Returns the rows that are found guilty now;
-        None where the death tells nothing that could help the next worker."""
-        guilty: list[Poison] = []
-        told = False
-        for entry in entries:
-            dossier = self._dossiers.setdefault(entry.unit, _Dossier(entry.stop - entry.start))
-            dossier.num_rows = max(dossier.num_rows, entry.stop - entry.start)
+    def hear(
+        self, entries: Iterable[Entry], units: Mapping[int, Unit], *, how: str, code: ErrorCode
+    ) -> list[str] | None:
+        """Take note of what a worker had in hand of its units when it died. Returns what to say of rows that
+        are found guilty now; None where the death tells nothing that could help the next worker."""
+        said: list[str] = []
+        is_told = False
+        for entry in (entry for entry in entries if entry.unit in units):
+            unit = units[entry.unit]
+            dossier = self._dossiers.setdefault(entry.unit, _Dossier(unit.num_rows))
             dossier.deaths += 1
-            told = told or not dossier.is_hopeless()
+            is_told = is_told or not dossier.is_hopeless()
             if entry.row >= 0:
                 dossier.alone[entry.stage, entry.row] += 1
             if entry.row >= 0 and dossier.alone[entry.stage, entry.row] >= _GUILTY:
-                one = _poison(entry, dossier, how=how, code=code)
-                dossier.poison[entry.row] = one
-                guilty.append(one)
+                dossier.poison[entry.row] = _poison(entry, dossier, how=how, code=code)
+                said.append(f"{unit.shard.key} row {entry.row} ends whoever touches it, and is left out")
                 # Without the row, the batches of its unit are others.
                 dossier.suspects.clear()
             else:
                 found = Suspect(entry.stage, entry.key, entry.start, entry.stop)
                 dossier.suspects[entry.stage, entry.key] = found
-        return guilty if told else None
+        return said if is_told else None
 
     def brief(self, assign: Assign) -> Assign:
         """Add what is known of a unit to its assignment."""

@@ -323,14 +323,10 @@ class Supervisor:
 
     def _inquire(self, member: _Member, how: str, cause: ErrorCode) -> bool:
         """Ask what a dead worker had in hand; tell whether that helps the next one."""
-        entries = [entry for entry in member.in_hand if entry.unit in member.assigned]
-        guilty = self._inquest.hear(entries, how=how, code=cause)
-        for one in guilty or ():
-            message = (
-                f"row {one.row} of a unit ends every process that touches it ({one.stage}); it is left out"
-            )
+        told = self._inquest.hear(member.in_hand, member.assigned, how=how, code=cause)
+        for message in told or ():
             self._emit(Warned(code="poison", message=message))
-        return guilty is not None
+        return told is not None
 
     def _replace(self, member: _Member, how: str) -> None:
         wait_s = min(_FIRST_BACKOFF_S * 2.0 ** max(member.deaths, 0), _LONGEST_BACKOFF_S)
