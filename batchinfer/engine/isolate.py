@@ -20,6 +20,7 @@ from batchinfer.tensors import NUMERIC
 if TYPE_CHECKING:
     from batchinfer.data import HostBatch, TensorSpec
     from batchinfer.engine.care import Care
+    from batchinfer.engine.ceiling import Ceiling
 
 _NO_NUMBERS = "OSUVMm"
 
@@ -39,6 +40,7 @@ class Isolator:
         *,
         outputs: Sequence[TensorSpec],
         care: Care,
+        ceiling: Ceiling,
         exclusive: bool,
         bit: bool,
     ) -> None:
@@ -47,6 +49,7 @@ class Isolator:
         self._turn: Any = threading.Lock() if exclusive else contextlib.nullcontext()
         self._numbers = {spec.name: spec.dtype for spec in outputs if spec.dtype in NUMERIC}
         self._care = care
+        self._ceiling = ceiling
         self._bit = bit
         self._trust = Trust()
 
@@ -57,6 +60,10 @@ class Isolator:
         if not num_rows:
             return self._submit(batch)
         cuts = self._care.cuts("model", batch.window.span.unit.index, key_of(batch), num_rows)
+        most = self._ceiling.rows(batch) if len(cuts) == 1 and not self._bit else None
+        if most is not None and most < num_rows:
+            batch = dataclasses.replace(batch, fixed=False)
+            cuts = [(at, min(at + most, num_rows), False) for at in range(0, num_rows, most)]
         if len(cuts) > 1:
             return InFlight(batch, {}, started, isolated=self._carefully(batch, cuts, started))
         slot = self._care.take(entry_of("model", batch, 0, num_rows))
@@ -119,9 +126,15 @@ class Isolator:
 
         def attempt(start: int, stop: int) -> OutputBatch:
             """Compute some of its rows."""
-            return self._run(piece(batch, start, stop))
+            return self._run(piece(parted, start, stop))
 
+        # Where memory is short, a piece must not be filled up to the batch's shape.
+        is_large = isinstance(refused, OutOfMemory)
+        parted = dataclasses.replace(batch, fixed=batch.fixed and not is_large)
         found = isolate(len(batch.rows), attempt, refused, self._trust)
+        # One row that never fits says nothing of the others.
+        if is_large and not any(isinstance(error, OutOfMemory) for error in found.bad.values()):
+            self._ceiling.learn(batch, max((stop - start for start, stop, _ in found.good), default=0))
         if self._bit and found.good:
             found = self._in_shape(batch, found, refused)
         return OutputBatch(

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
     from batchinfer.data import TensorSpec
     from batchinfer.engine.care import Care
+    from batchinfer.engine.ceiling import Ceiling
     from batchinfer.engine.commit import UnitWriter
     from batchinfer.engine.encode import Encoder
     from batchinfer.engine.spill import Spills
@@ -99,6 +100,7 @@ class Way:
     outputs: Sequence[TensorSpec]
     bit: bool
     care: Care
+    ceiling: Ceiling
     timeline: Timeline
     sample: Sample | None = None
 
@@ -167,7 +169,13 @@ def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
     encode = _or_stop(_timed(way.encode), stop, failed)
     submit, collect = _passing_done(way)
     isolator = Isolator(
-        submit, collect, outputs=way.outputs, care=way.care, exclusive=way.lanes == 1, bit=way.bit
+        submit,
+        collect,
+        outputs=way.outputs,
+        care=way.care,
+        ceiling=way.ceiling,
+        exclusive=way.lanes == 1,
+        bit=way.bit,
     )
     submit, collect = _or_stop(isolator.submit, stop, failed), _or_stop(isolator.collect, stop, failed)
     encoded = prefetch(

@@ -14,6 +14,7 @@ import pyarrow as pa
 from batchinfer import registry, tensors
 from batchinfer.config import Job, window_rows
 from batchinfer.engine.careful_steps import CarefulSteps
+from batchinfer.engine.ceiling import Ceiling
 from batchinfer.engine.commit import OutputLayout, UnitWriter
 from batchinfer.engine.contract import Contract, check_contract, taken
 from batchinfer.engine.device import open_pipeline
@@ -26,6 +27,7 @@ from batchinfer.engine.spill import Spills
 from batchinfer.engine.steps import Stepped, Steps, load_steps
 from batchinfer.engine.timeline import Timeline
 from batchinfer.engine.unit import MAX_CHUNK_ROWS, Way
+from batchinfer.hardware import gpus
 from batchinfer.loader.batches import BatchPolicy
 from batchinfer.loader.costs import cost_of
 from batchinfer.loader.windows import WindowPolicy
@@ -135,6 +137,7 @@ def assemble(start: Start, *, units: Units, spilled: set[int], care: Care) -> It
             lanes=start.concurrency,
             outputs=backend.outputs,
             care=care,
+            ceiling=_ceiling(job, start),
             bit=job.compute.determinism == "bit",
             timeline=Timeline(start.concurrency),
             sample=Sample(start.concurrency) if start.measure else None,
@@ -187,3 +190,11 @@ def _window_policy(contract: Contract, policy: BatchPolicy, *, ragged_rows: int)
     size = 1 if texts and policy.by == "bytes" else max(policy.size // cost.of(1), 1)
     # Carried columns count as well: they end a window early only where their rows are huge.
     return WindowPolicy(max(rows // size, 1) * size, _WINDOW_BYTES)
+
+
+def _ceiling(job: Job, start: Start) -> Ceiling:
+    """Return what is known of the memory that a model needs on a device."""
+    names = [gpu.name for gpu in gpus()] if start.device.startswith("cuda") else []
+    index = int(start.device.partition(":")[2] or 0)
+    device = f"{start.device} ({names[index]})" if index < len(names) else start.device
+    return Ceiling({"model": job.document.get("model"), "files": start.model_state}, device)

@@ -161,13 +161,21 @@ def check(folder: Path, bad: list[int], *, stage: str, code: str) -> None:
         assert (errors[row]["stage"], errors[row]["code"]) == (stage, code), errors[row]
 
 
-def test_memory_is_nobodys_fault(tmp_path: Path, batchinfer: Run) -> None:
-    """A batch that does not fit into the device's memory is split: no row is lost, none is wrong."""
+def test_memory_is_nobodys_fault(tmp_path: Path, batchinfer: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that does not fit into the device's memory is split: no row is lost, none is wrong. It is so
+    only once, and a later run knows it from the start."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_shards(tmp_path / "in", SHARDS)
     job = job_of(tmp_path / "bad", "error", [], model={"memory_rows": 9})
     done = batchinfer("run", str(job))
     assert done.returncode == 0, done.stderr
     check(tmp_path / "bad", [], stage="", code="")
+    assert done.stderr.count("memory of cpu: 32 rows do not fit; from now on 8 at once") == 1
+    again = batchinfer("run", str(job), "--force")
+    assert again.returncode == 0, again.stderr
+    assert "do not fit" not in again.stderr
+    (tmp_path / "cache" / "batchinfer" / "memory.json").write_text("no json")
+    assert "do not fit" in batchinfer("run", str(job), "--force").stderr
 
 
 def test_memory_where_bits_matter(tmp_path: Path, batchinfer: Run) -> None:
