@@ -196,7 +196,7 @@ class Supervisor:
             assign = self._work.take()
             if assign is None:
                 return
-            if not member.assigned:
+            if member.ready and not member.assigned:
                 member.watchdog.progress(time.monotonic())
             member.assigned[assign.unit.index] = assign.unit
             self._tell(member, self._inquest.brief(assign))
