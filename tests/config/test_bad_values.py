@@ -81,8 +81,10 @@ CASES: dict[str, tuple[str | bytes, list[str]]] = {
     "a bad word": (
         HEAD + "batching: {by: row}\n",
         [
-            ":5:12  batching.by: must be 'auto', 'rows', 'tokens' or 'bytes', got 'row' (text); "
-            "did you mean 'rows'?"
+            (
+                ":5:12  batching.by: must be 'auto', 'rows', 'tokens' or 'bytes', got 'row' (text); "
+                "did you mean 'rows'?"
+            )
         ],
     ),
     "a mapping where a list belongs": (
