@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pyarrow as pa
 
-from batchinfer.backends import hf_folder, hf_tasks
+from batchinfer.backends import hf_folder, hf_packing, hf_tasks
+from batchinfer.backends.hf_encoder import Encoder
 from batchinfer.backends.hf_folder import EmbeddingRecipe, Task
 from batchinfer.backends.hf_generation import Generator
 from batchinfer.backends.torch_device import torch_device
 from batchinfer.backends.torch_values import putting_on, run_error, to_host, to_tensor
 from batchinfer.backends.unused_keys import not_for
 from batchinfer.config.sections import Count, ModelOptions
-from batchinfer.data import TensorSpec
+from batchinfer.data import Packing, TensorSpec
 from batchinfer.errors import BatchinferError, ContractError, DataError
 from batchinfer.options import Field, field_validator
 
@@ -74,6 +75,14 @@ class TransformersOptions(ModelOptions):
     seed: Annotated[int, Field(ge=0)] = 0
     """text-generation: where sampling begins; the same batch gives the same text."""
 
+    compile: bool = False
+    """embedding and text-classification of tokens: compile the model with torch.compile for each shape of
+    batches; the first batch of a shape takes long."""
+
+    cuda_graphs: bool = False
+    """embedding and text-classification of tokens, on a GPU: capture a CUDA graph for each shape of batches,
+    and launch it as one."""
+
     chat: bool = False
     """text-generation: put each text as a user's message into the model's chat template."""
 
@@ -99,6 +108,8 @@ class TransformersBackend:
         self._max_length: int | None = None
         self._labels: list[str] = []
         self._generator: Generator | None = None
+        self._encoder: Encoder | None = None
+        self.few_shapes = False
         self.inputs: Sequence[TensorSpec] = ()
         self.outputs: Sequence[TensorSpec] = ()
 
@@ -113,6 +124,14 @@ class TransformersBackend:
         self._task = options.task or hf_folder.guess_task(folder)
         if options.inputs_are == "tokens" and self._task not in {"embedding", "text-classification"}:
             raise ContractError(f"model.inputs_are: tokens is not for {self._task}, which needs the text")
+        if (options.compile or options.cuda_graphs) and (
+            options.inputs_are != "tokens" or self._task not in {"embedding", "text-classification"}
+        ):
+            raise ContractError(
+                "model.compile and model.cuda_graphs are for embedding and text-classification of tokens, "
+                "whose batches have few shapes",
+                hint="model.inputs_are: tokens, with a tokenize step",
+            )
         self._recipe = hf_folder.read_recipe(folder) if self._task == "embedding" else EmbeddingRecipe(folder)
         if self._recipe.other and options.pooling is None:
             raise ContractError(
@@ -133,6 +152,22 @@ class TransformersBackend:
             )
         self.inputs = _TEXT if options.inputs_are == "text" else _TOKENS
         self.outputs = self._describe()
+        self._encoder = Encoder(
+            self._model,
+            self._device,
+            pooling=options.pooling or self._recipe.pooling or "mean",
+            normalize=self._recipe.normalize if options.normalize is None else options.normalize,
+            compiled=options.compile,
+            graphs=options.cuda_graphs,
+        )
+        self.few_shapes = self._encoder.few_shapes
+
+    def packing(self) -> Packing | None:
+        """Return how rows are taken packed; None where the model gives other vectors then, or none at all."""
+        if self._encoder is None or self._task != "embedding" or self._options.inputs_are != "tokens":
+            return None
+        hf_packing.register(_transformers())
+        return self._encoder.packing(max_length=self._max_length)
 
     def forward(self, tensors: Tensors) -> dict[str, Any]:
         """Run one batch. Raises DataError or DeviceError.
@@ -147,10 +182,9 @@ class TransformersBackend:
                     return self._generator.answer(self._texts(tensors))
                 if self._task == "token-classification":
                     return self._find_entities(self._texts(tensors))
-                encoded = self._encoded(tensors)
                 if self._task == "embedding":
-                    return self._embed(encoded)
-                return self._classify(encoded)
+                    return self._embed(tensors)
+                return self._classify(self._encoded(tensors))
         except BatchinferError:
             raise
         # A model or tokenizer may raise anything.
@@ -159,7 +193,7 @@ class TransformersBackend:
 
     def close(self) -> None:
         """Free the model."""
-        self._model = self._tokenizer = self._generator = None
+        self._model = self._tokenizer = self._generator = self._encoder = None
 
     def _open_model(self) -> Any:
         import torch
@@ -280,16 +314,16 @@ class TransformersBackend:
         encoded = self._tokenize(self._texts(tensors))
         return {name: tensor.to(self._device, non_blocking=True) for name, tensor in encoded.items()}
 
-    def _embed(self, encoded: dict[str, Any]) -> dict[str, Any]:
-        hidden = self._model(**encoded).last_hidden_state
-        pooling = self._options.pooling or self._recipe.pooling or "mean"
-        normalize = self._recipe.normalize if self._options.normalize is None else self._options.normalize
-        vectors = hf_tasks.pooled(hidden, encoded["attention_mask"], pooling=pooling, normalize=normalize)
-        return {"embedding": to_host(vectors)}
+    def _embed(self, tensors: Tensors) -> dict[str, Any]:
+        assert self._encoder is not None
+        if "cu_seqlens" in tensors:
+            return {"embedding": to_host(self._encoder.packed_vectors(tensors))}
+        return {"embedding": to_host(self._encoder.vectors(self._encoded(tensors)))}
 
     def _classify(self, encoded: dict[str, Any]) -> dict[str, Any]:
+        assert self._encoder is not None
         problem = self._model.config.problem_type
-        chances = hf_tasks.probabilities(self._model(**encoded).logits, problem=problem).cpu().numpy()
+        chances = hf_tasks.probabilities(self._encoder.logits(encoded), problem=problem).cpu().numpy()
         names, scores = hf_tasks.best_labels(chances, self._labels)
         return {"label": names, "score": scores, "probabilities": chances}
 

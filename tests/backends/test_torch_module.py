@@ -398,7 +398,7 @@ def test_channels_last_changes_no_result() -> None:
 
 def test_compile_is_asked_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """`compile: true` runs what torch.compile returns."""
-    monkeypatch.setattr(torch, "compile", lambda module: lambda **given: module(**given) * 0 + 5)
+    monkeypatch.setattr(torch, "compile", lambda module, **_: lambda **given: module(**given) * 0 + 5)
     backend = loaded(entry="torch_models:Linear", signature=X, compile=True)
     assert set(backend.forward({"x": ROWS})["output"].ravel()) == {5}
 

@@ -125,6 +125,12 @@ def torch_tokens(model: Path) -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def torch_packed(torch_tokens: dict[str, Any]) -> dict[str, Any]:
+    """The same, one text after the other in one sequence."""
+    return torch_tokens | {"batching": {"size": "16KiB", "packed": True}}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("way", ["onnx", "torch_texts"])
@@ -144,7 +150,7 @@ def test_ten_thousand_texts_are_embedded_as_by_sentence_transformers(
     compare(matrix(found["embedding"]), wanted)
 
 
-@pytest.mark.parametrize("way", ["onnx", "torch_texts", "torch_tokens"])
+@pytest.mark.parametrize("way", ["onnx", "torch_texts", "torch_tokens", "torch_packed"])
 def test_long_texts_are_cut_where_sentence_transformers_cuts_them(
     way: str,
     request: pytest.FixtureRequest,

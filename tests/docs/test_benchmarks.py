@@ -29,3 +29,17 @@ def test_bad_rows() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "19,999 results and one error row after 3 restarts" in done.stdout, done.stdout
+
+
+def test_padding() -> None:
+    """Of what is computed, padding is little: 7 % with 32 shapes, 1 % where rows are packed."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "padding.py"), "--tiny"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    line = r"^texts of sentences +512 tokens +(.*?) +efficiency +([\d.]+)% +(\d+) shapes"
+    found = {
+        way: (float(share), int(shapes)) for way, share, shapes in re.findall(line, done.stdout, re.MULTILINE)
+    }
+    assert found["sorted windows, 32 buckets"][0] >= 93, done.stdout
+    assert found["sorted windows, 32 buckets"][1] <= 32, done.stdout
+    assert found["packed"][0] >= 99, done.stdout

@@ -15,6 +15,9 @@ QUEUED = {
     "backends/onnx_binding.py": {"run", "_tensor"},
     "backends/torch_module.py": {"forward", "_run", "_returned", "_ready"},
     "backends/hf_model.py": {"_embed"},
+    "backends/hf_encoder.py": {"vectors", "packed_vectors", "_vectors", "_packed_vectors"},
+    "backends/hf_packing.py": {"attend", "_on_gpu", "run", "pooled"},
+    "backends/torch_shapes.py": {"__call__"},
     "backends/hf_tasks.py": {"pooled"},
 }
 """Functions of files that also have others, which load a model or make text of its results."""

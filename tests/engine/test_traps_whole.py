@@ -19,7 +19,7 @@ from batchinfer.backends.simulated import SimulatedBackend
 from batchinfer.engine import gather, rings
 from batchinfer.engine.ring_pipeline import RingPipeline
 from batchinfer.engine.rings import RingSizes, Slot
-from batchinfer.errors import DataError
+from batchinfer.errors import JobFileError
 from batchinfer.runner import assemble
 from batchinfer.sinks.jsonl import JsonlOptions, JsonlSink
 from batchinfer.sinks.parquet import ParquetOptions, ParquetSink
@@ -46,7 +46,27 @@ def on_device(monkeypatch: pytest.MonkeyPatch, device: LazyDevice, rng: random.R
     monkeypatch.setattr(assemble, "open_pipeline", open_pipeline)
 
 
-def run_rows(rng: random.Random, num_rows: int = 400) -> pa.Table:
+class Prompt(LazyDevice):
+    """Computes at once."""
+
+    def forward(self, backend: Any, tensors: Mapping[str, Any], stream: Any) -> Mapping[str, Any]:
+        """Queue, and wait."""
+        results = super().forward(backend, tensors, stream)
+        stream.record().synchronize()
+        return results
+
+
+class Strict(LazyDevice):
+    """A model that looks at its inputs before it queues anything, and may refuse them."""
+
+    def forward(self, backend: Any, tensors: Mapping[str, Any], stream: Any) -> Mapping[str, Any]:
+        """Look, and queue."""
+        stream.record().synchronize()
+        backend.forward(tensors)
+        return super().forward(backend, tensors, stream)
+
+
+def run_rows(rng: random.Random, num_rows: int = 400, **model: Any) -> pa.Table:
     """Run rows of random lengths, of which the first number is the row's own, and return the output.
 
     The model adds a row's numbers up and doubles them: y = 2 id, in whichever batch a row was.
@@ -70,14 +90,15 @@ def run_rows(rng: random.Random, num_rows: int = 400) -> pa.Table:
         {
             "job": "t",
             "input": {"path": f"{root}/in/"},
-            "model": {"backend": "simulated", "seconds_per_batch": 0, "signature": signature},
+            "model": {"backend": "simulated", "seconds_per_batch": 0, "signature": signature, **model},
+            "errors": {"max": "100%"},
             "batching": {"size": rng.choice([3, 16]), "window_rows": rng.choice([50, 120])},
             "compute": {"concurrency": 1},
             "checkpoint": {"unit_rows": rng.choice([60, 150])},
             "output": {"path": f"{root}/out/", "carry": ["id"]},
         }
     )
-    assert report.rows_ok == num_rows
+    assert report.rows_ok == num_rows - len(model.get("faults", ()))
     parts = sorted(store.glob(f"{root}/out/**/*.parquet"), key=lambda entry: entry.uri.rpartition("/")[2])
     return pa.concat_tables([pq.read_table(pa.BufferReader(store.read(part.uri))) for part in parts])
 
@@ -86,7 +107,7 @@ def is_right(table: pa.Table) -> bool:
     """Tell whether every row is there once, in order, with the result of its own number."""
     ids = table["id"].to_pylist()
     expected = {
-        "id": list(range(len(ids))),
+        "id": sorted(set(ids)),
         "y": [2.0 * at for at in ids],
         "z": [[2 * at] * 3 for at in ids],
     }
@@ -122,15 +143,6 @@ def test_one_thread_runs_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trap 10: a session and its graph are used by the launching thread alone."""
     names = set()
 
-    class Prompt(LazyDevice):
-        """Computes at once."""
-
-        def forward(self, backend: Any, tensors: Mapping[str, Any], stream: Any) -> Mapping[str, Any]:
-            """Queue, and wait."""
-            results = super().forward(backend, tensors, stream)
-            stream.record().synchronize()
-            return results
-
     def forward(self: SimulatedBackend, tensors: Any) -> Any:
         names.add(threading.current_thread().name)
         return real(self, tensors)
@@ -151,7 +163,7 @@ def test_a_model_that_fails_ends_the_run(seed: int, monkeypatch: pytest.MonkeyPa
 
     def forward(self: SimulatedBackend, tensors: Any) -> Any:
         if next(calls) > 8 + 2 * seed:
-            raise DataError("the model refused a batch")
+            raise JobFileError("the model refuses its work")
         return real(self, tensors)
 
     real = SimulatedBackend.forward
@@ -160,9 +172,22 @@ def test_a_model_that_fails_ends_the_run(seed: int, monkeypatch: pytest.MonkeyPa
     if seed % 3:  # else on the CPU itself
         on_device(monkeypatch, LazyDevice(is_racing=seed % 3 == 1), rng)
     before = threading.active_count()
-    with pytest.raises(DataError, match="refused"):
+    with pytest.raises(JobFileError, match="refuses its work"):
         run_rows(rng)
     assert threading.active_count() <= before + 1
+
+
+@pytest.mark.parametrize("fault", ["error", "memory"])
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_that_fail_on_a_device(seed: int, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that a model on a device refuses while it is called cost their neighbours nothing: the pieces of
+    their batches go through the same rings."""
+    rng = random.Random(seed)
+    on_device(monkeypatch, Strict(is_racing=seed % 2 == 1), rng)
+    bad = sorted({1, 2, 399, *rng.sample(range(1, 400), 12)})
+    table = run_rows(rng, faults={str(float(row)): fault for row in bad})
+    assert [row for row, error in enumerate(table["_error"].to_pylist()) if error] == bad
+    assert is_right(table.filter(table["_error"].is_null()))
 
 
 def poison(column: pa.ChunkedArray) -> None:
