@@ -95,6 +95,10 @@ class Backend(Protocol):
     """Runs the model. One instance per process, called from one thread.
 
     `load` first; then `inputs` and `outputs` are known and `forward` may be called.
+
+    Once loaded, a backend may have two things more. `few_shapes`, true where it is made ready for each shape
+    of batches, has them come in few. `packing()` returns a `Packing` where rows may come packed, and None
+    where they may not; called once, before the first batch.
     """
 
     inputs: Sequence[TensorSpec]

@@ -106,7 +106,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "results" / "padding.json")
     asked = parser.parse_args()
     count = 3000 if asked.tiny else asked.texts
-    corpora = {"texts of sentences": texts(count, odd=0.0, seed=0), "docstrings": docstring_texts(count)}
+    corpora = {"texts of sentences": texts(count, odd=0.0, seed=0)}
+    if not asked.tiny:
+        corpora["docstrings"] = docstring_texts(count)
     found: dict[str, Any] = {}
     for name, column in corpora.items():
         stream = chunks(column)

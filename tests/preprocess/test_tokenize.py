@@ -120,13 +120,14 @@ def test_without_special_tokens(tokenizer_file: Path) -> None:
 
 
 def test_no_rows(tokenizer_file: Path) -> None:
-    """No rows in, no rows out, of the promised types; padding is told by the file's own token."""
-    made = step(tokenizer_file)
+    """No rows in, no rows out, of the promised types; padding is told by the file's own token, and how long
+    a row can be by the step."""
+    made = step(tokenizer_file, max_length=9)
     none = pa.RecordBatch.from_pydict({"text": pa.array([], pa.string())})
     promised = made.output_schema(none.schema)
     assert made.encode(none).rows.schema.equals(promised, check_metadata=True)
     assert promised.field("input_ids").type == pa.list_(pa.int64())
-    assert promised.field("input_ids").metadata == {b"pad": b"0"}
+    assert promised.field("input_ids").metadata == {b"pad": b"0", b"longest": b"9"}
 
 
 def test_threads_share_a_tokenizer(tokenizer_file: Path) -> None:
