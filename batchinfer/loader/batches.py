@@ -175,12 +175,11 @@ def piece(batch: HostBatch, start: int, stop: int) -> HostBatch:
 
 def with_stand_ins(batch: HostBatch, bad: Iterable[int]) -> HostBatch:
     """Return a batch of the same shape, with a good row's values in place of those of the bad ones."""
-    take = np.arange(len(batch.rows) + batch.filled)
     positions = np.fromiter(bad, np.int64)
-    good = int(np.setdiff1d(np.arange(len(batch.rows)), positions)[0])
     if batch.is_packed:
-        return dataclasses.replace(batch, tensors=packed_stand_ins(batch, positions, good))
-    take[positions] = good
+        return dataclasses.replace(batch, tensors=packed_stand_ins(batch, positions))
+    take = np.arange(len(batch.rows) + batch.filled)
+    take[positions] = np.setdiff1d(np.arange(len(batch.rows)), positions)[0]
     tensors_of = {
         name: column[take] if isinstance(column, np.ndarray) else column.take(take)
         for name, column in batch.tensors.items()

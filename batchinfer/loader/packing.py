@@ -87,17 +87,19 @@ def packed_piece(batch: HostBatch, start: int, stop: int) -> tuple[Tensors, int]
     return found, filled
 
 
-def packed_stand_ins(batch: HostBatch, bad: np.ndarray[Any, Any], good: int) -> Tensors:
-    """Return the tensors of a packed batch with a value of a good row wherever a bad row had one."""
+def packed_stand_ins(batch: HostBatch, bad: np.ndarray[Any, Any]) -> Tensors:
+    """Return the tensors of a packed batch with a value of a good row wherever a bad row had one; with zeros
+    where the good rows have no values."""
     starts = batch.tensors["cu_seqlens"]
     hidden = np.concatenate(
         [np.empty(0, np.int64), *(np.arange(starts[row], starts[row + 1]) for row in bad)]
     )
+    shown = np.setdiff1d(np.arange(starts[-1]), hidden)
     found = dict(batch.tensors)
     for name, column in batch.tensors.items():
         if name not in {"cu_seqlens", "max_seqlen", "position_ids"}:
             found[name] = column.copy()
-            found[name][hidden] = column[starts[good]]
+            found[name][hidden] = column[shown[0]] if len(shown) else 0
     return found
 
 

@@ -44,7 +44,7 @@ def test_failed_rows_are_shown_with_their_place(run: Any, failed_row: Callable[.
         "errors    2 (2.0 %)   decode 1 · model 1",
         "          dt=1/part-0.parquet row 17   decode in tokenize: text is null",
         "          dt=1/part-0.parquet row 1,234   model in tokenize: gave NaN",
-        "next      the failed rows are in the output, their reason in `_error`",
+        "next      batchinfer errors /data/out",
         "          batchinfer verify /data/out",
     ]
 
