@@ -263,7 +263,7 @@ class OutputBatch:
     The device took `compute_s` seconds from `started` on, by `time.perf_counter`; `lane` names the one
     that computed, where several compute at once. `restored` are the finished columns of a batch that
     an earlier attempt has done, and that met no device now. A batch that failed has no tensors, but
-    `pieces` that went well, in order, and `refused`: why each other row did not, by its position.
+    `pieces` that went well, in order, and `refused`: why each other row of the window did not.
     """
 
     batch: HostBatch
@@ -273,7 +273,7 @@ class OutputBatch:
     started: float = 0.0
     lane: int = 0
     pieces: tuple[OutputBatch, ...] = ()
-    refused: Mapping[int, BatchinferError] = field(default_factory=dict)
+    refused: Mapping[int, BatchinferError | Poison] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

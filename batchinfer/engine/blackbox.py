@@ -15,7 +15,7 @@ _STAGES: tuple[Stage, ...] = get_args(Stage)
 _ENTRY = struct.Struct("<qqqqqq")
 _USED = struct.Struct("<q")
 _SLOT = _USED.size + _ENTRY.size
-_NUM_SLOTS = 64
+_NUM_SLOTS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,10 @@ class Entry:
 
 
 class BlackBox:
-    """A table of entries in a memory file. One process writes, from any thread; another reads."""
+    """A table of entries in a memory file. One process writes, from any thread; another reads.
+
+    It holds 1,024. What is put into a full one is not noted: a death is then told without it.
+    """
 
     def __init__(self, fd: int) -> None:
         """Map the memory behind a descriptor, which stays the caller's."""
@@ -53,8 +56,10 @@ class BlackBox:
         return fd
 
     def put(self, entry: Entry) -> int:
-        """Note an entry, before its rows are touched. Returns its place."""
+        """Note an entry, before its rows are touched. Returns its place, -1 where it has none."""
         with self._lock:
+            if not self._free:
+                return -1
             slot = self._free.pop()
         row = (_STAGES.index(entry.stage), entry.unit, entry.key, entry.start, entry.stop, entry.row)
         _ENTRY.pack_into(self._map, slot * _SLOT + _USED.size, *row)
@@ -63,7 +68,9 @@ class BlackBox:
         return slot
 
     def clear(self, slot: int) -> None:
-        """Forget an entry."""
+        """Forget the entry at a place."""
+        if slot < 0:
+            return
         _USED.pack_into(self._map, slot * _SLOT, 0)
         with self._lock:
             self._free.append(slot)

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import math
 import threading
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from batchinfer.engine.blackbox import BlackBox, Entry, Stage
 
@@ -38,9 +39,10 @@ class Care:
         self._suspects[unit] = tuple(suspects)
         self._poison[unit] = {one.row: one for one in poison}
 
-    def poison(self, unit: int) -> Mapping[int, Poison]:
-        """Return the rows that kill whoever touches them, by their number in the file."""
-        return self._poison.get(unit, {})
+    def poison(self, unit: int, stages: Collection[str]) -> Mapping[int, Poison]:
+        """Return the rows that kill whoever touches them in some stages, by their number in the file."""
+        known = self._poison.get(unit, {})
+        return {row: one for row, one in known.items() if one.stage in stages} if known else known
 
     def cuts(self, stage: Stage, unit: int, key: int, num_rows: int) -> list[tuple[int, int, bool]]:
         """Return the pieces in which to do some rows, and whether each needs care."""
@@ -91,14 +93,18 @@ class Care:
 
 
 def key_of(batch: HostBatch) -> int:
-    """Name a batch of a unit by its window and the rows in it: the same in every attempt."""
-    return zlib.crc32(batch.rows.tobytes(), batch.window.span.start)
+    """Name a batch of a unit by its first row, which no other batch has: the same in every attempt."""
+    return batch.window.span.start + int(batch.rows[0])
 
 
 def entry_of(stage: Stage, batch: HostBatch, start: int, stop: int, *, alone: bool = False) -> Entry:
     """Describe rows [start, stop) of a batch."""
-    row = -1
-    if alone and stop - start == 1:
-        assert batch.window.carried is not None
-        row = batch.window.carried["#row"][int(batch.rows[start])].as_py()
+    row = int(numbers_of(batch, start, stop)[0]) if alone and stop - start == 1 else -1
     return Entry(stage, batch.window.span.unit.index, key_of(batch), start, stop, row)
+
+
+def numbers_of(batch: HostBatch, start: int, stop: int) -> np.ndarray[Any, Any]:
+    """Return the numbers in their file of rows [start, stop) of a batch, int64."""
+    assert batch.window.carried is not None
+    numbers = batch.window.carried["#row"].to_numpy()
+    return np.asarray(numbers[batch.rows[start:stop]])

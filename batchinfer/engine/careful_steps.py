@@ -25,7 +25,7 @@ class CarefulSteps:
 
     def __call__(self, chunk: Chunk) -> Stepped:
         """Return what is left of a chunk."""
-        poison = self._care.poison(chunk.unit.index)
+        poison = self._care.poison(chunk.unit.index, ("preprocess",))
         killers = [at for at, row in enumerate(chunk.numbers.tolist()) if row in poison] if poison else []
         if not killers:
             return self._carefully(chunk)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchinfer import tensors
-from batchinfer.data import ErrorCode, HostBatch, OutputBatch, RowError, TypedBatch, Window
+from batchinfer.data import ErrorCode, HostBatch, OutputBatch, Poison, RowError, TypedBatch, Window
 from batchinfer.engine.blame import REFUSALS, Trust, isolate
 from batchinfer.engine.care import entry_of, key_of
 from batchinfer.engine.encode import row_failed
@@ -211,21 +211,29 @@ def _all_failed(window: Window, batches: Sequence[TypedBatch]) -> Mapping[int, R
     return failed
 
 
-def _row_error(window: Window, row: int, stage: str, error: BatchinferError) -> RowError:
+def _row_error(window: Window, row: int, stage: str, error: BatchinferError | Poison) -> RowError:
     """Record why a row of a window failed, with its place in its file."""
-    if isinstance(error, OutOfMemory):
-        code = ErrorCode.MEMORY
+    attempts = 1
+    if isinstance(error, Poison):
+        stage, code, message, attempts = error.stage, error.code, error.message, error.attempts
     else:
-        code = ErrorCode.USER if isinstance(error, UserCodeError) else ErrorCode.MODEL
+        code = _code_of(error)
+        message = error.message if error.where is None else f"{error.message} at {error.where}"
     assert window.carried is not None
     return RowError(
         stage=stage,
         code=code,
-        message=error.message if error.where is None else f"{error.message} at {error.where}",
-        attempts=1,
+        message=message,
+        attempts=attempts,
         source=window.span.unit.shard.key,
         row=window.carried["#row"][row].as_py(),
     )
+
+
+def _code_of(error: BatchinferError) -> ErrorCode:
+    if isinstance(error, OutOfMemory):
+        return ErrorCode.MEMORY
+    return ErrorCode.USER if isinstance(error, UserCodeError) else ErrorCode.MODEL
 
 
 def _joined(batch: HostBatch, done: Sequence[TypedBatch], failed: Mapping[int, RowError]) -> TypedBatch:

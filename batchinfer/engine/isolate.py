@@ -6,19 +6,19 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from batchinfer.data import OutputBatch
 from batchinfer.engine.blame import REFUSALS, Isolated, Trust, isolate
-from batchinfer.engine.care import entry_of, key_of
+from batchinfer.engine.care import entry_of, key_of, numbers_of
 from batchinfer.engine.device import InFlight
 from batchinfer.errors import BatchinferError, ContractError, DataError, OutOfMemory
 from batchinfer.loader.batches import piece, with_stand_ins
 from batchinfer.tensors import NUMERIC
 
 if TYPE_CHECKING:
-    from batchinfer.data import HostBatch, TensorSpec
+    from batchinfer.data import HostBatch, Poison, TensorSpec
     from batchinfer.engine.care import Care
     from batchinfer.engine.ceiling import Ceiling
 
@@ -27,6 +27,10 @@ _NO_NUMBERS = "OSUVMm"
 
 class Isolator:
     """Submits and collects batches, and computes again, in pieces, those that fail.
+
+    In pieces from the start come those that a worker died on, and those of more rows than fit into memory;
+    `discard` is then told that the batch as it was staged is not needed. Rows that kill never come to the
+    model: a good row stands in for each.
 
     `exclusive`: the model is called by one thread at a time. `bit`: the good rows of a batch that failed
     are computed once more in a batch of its shape, so that their results are those of a batch that did
@@ -37,6 +41,7 @@ class Isolator:
         self,
         submit: Callable[[HostBatch], InFlight],
         collect: Callable[[InFlight], OutputBatch],
+        discard: Callable[[HostBatch], None],
         *,
         outputs: Sequence[TensorSpec],
         care: Care,
@@ -46,6 +51,7 @@ class Isolator:
     ) -> None:
         self._submit = submit
         self._collect = collect
+        self._discard = discard
         self._turn: Any = threading.Lock() if exclusive else contextlib.nullcontext()
         self._numbers = {spec.name: spec.dtype for spec in outputs if spec.dtype in NUMERIC}
         self._care = care
@@ -59,13 +65,17 @@ class Isolator:
         num_rows = len(batch.rows)
         if not num_rows:
             return self._submit(batch)
-        cuts = self._care.cuts("model", batch.window.span.unit.index, key_of(batch), num_rows)
-        most = self._ceiling.rows(batch) if len(cuts) == 1 and not self._bit else None
-        if most is not None and most < num_rows:
-            batch = dataclasses.replace(batch, fixed=False)
-            cuts = [(at, min(at + most, num_rows), False) for at in range(0, num_rows, most)]
-        if len(cuts) > 1:
-            return InFlight(batch, {}, started, isolated=self._carefully(batch, cuts, started))
+        unit = batch.window.span.unit.index
+        poison = self._poison(batch, unit)
+        cuts = self._care.cuts("model", unit, key_of(batch), num_rows)
+        fits = () if self._bit or len(cuts) > 1 else self._ceiling.cuts(batch)
+        if poison or len(cuts) > 1 or len(fits) > 1:
+            self._discard(batch)
+            if len(fits) > 1:
+                # A piece must not be filled up to a shape that does not fit.
+                batch = dataclasses.replace(batch, fixed=False)
+                cuts = [(start, stop, False) for start, stop in fits]
+            return InFlight(batch, {}, started, isolated=self._in_cuts(batch, cuts, poison, started))
         slot = self._care.take(entry_of("model", batch, 0, num_rows))
         is_dead = True
         try:
@@ -103,40 +113,73 @@ class Isolator:
             self._care.release(inflight.slot, is_dead=is_dead)
         return output
 
-    def _carefully(
-        self, batch: HostBatch, cuts: Sequence[tuple[int, int, bool]], started: float
-    ) -> OutputBatch:
-        """Compute a batch in which a worker died, in pieces."""
-        pieces: list[OutputBatch] = []
-        refused: dict[int, BatchinferError] = {}
-        for start, stop, alone in cuts:
-            part = piece(batch, start, stop)
-            with self._care.holding(entry_of("model", batch, start, stop, alone=alone), alone=alone):
-                try:
-                    pieces.append(self._run(part))
-                except REFUSALS as error:
-                    found = self._pieces(part, error, started)
-                    pieces += found.pieces
-                    refused |= found.refused
-        seconds = time.perf_counter() - started
-        return OutputBatch(batch, {}, seconds, started=started, pieces=tuple(pieces), refused=refused)
+    def _poison(self, batch: HostBatch, unit: int) -> dict[int, Poison]:
+        """Return the rows of a batch that kill, by their position in it."""
+        known = self._care.poison(unit, ("model", "postprocess"))
+        if not known:
+            return {}
+        numbers = numbers_of(batch, 0, len(batch.rows)).tolist()
+        return {at: known[number] for at, number in enumerate(numbers) if number in known}
 
-    def _pieces(self, batch: HostBatch, refused: BatchinferError, started: float) -> OutputBatch:
-        """Compute what can be computed of a batch."""
+    def _in_cuts(
+        self,
+        batch: HostBatch,
+        cuts: Sequence[tuple[int, int, bool]],
+        poison: Mapping[int, Poison],
+        started: float,
+    ) -> OutputBatch:
+        """Compute a batch in pieces, without the rows that kill."""
+        pieces: list[OutputBatch] = []
+        refused: dict[int, BatchinferError | Poison] = {}
+        safe = with_stand_ins(batch, poison) if 0 < len(poison) < len(batch.rows) else batch
+        for start, stop, alone in cuts if len(poison) < len(batch.rows) else ():
+            with self._care.holding(entry_of("model", batch, start, stop, alone=alone), alone=alone):
+                found = self._piece(safe, start, stop, started)
+            pieces += found.pieces
+            refused |= found.refused
+        killers = {int(batch.rows[at]): one for at, one in poison.items()}
+        return OutputBatch(
+            batch,
+            {},
+            time.perf_counter() - started,
+            started=started,
+            pieces=tuple(part for output in pieces for part in _without(output, killers)),
+            refused=refused | killers,
+        )
+
+    def _piece(self, batch: HostBatch, start: int, stop: int, started: float) -> OutputBatch:
+        """Compute some rows of a batch: alone; or, to the last bit as in the batch, in its shape."""
+        part = piece(batch, start, stop)
+        try:
+            done = self._run_in_shape(batch, start, stop, ()) if self._bit else self._run(part)
+        except REFUSALS as error:
+            return self._pieces(part, error, started, of=batch, offset=start)
+        return OutputBatch(part, {}, done.compute_s, started=started, pieces=(done,))
+
+    def _pieces(
+        self,
+        batch: HostBatch,
+        refused: BatchinferError,
+        started: float,
+        *,
+        of: HostBatch | None = None,
+        offset: int = 0,
+    ) -> OutputBatch:
+        """Compute what can be computed of a batch, which may be a piece `of` one, at an `offset`."""
 
         def attempt(start: int, stop: int) -> OutputBatch:
             """Compute some of its rows."""
             return self._run(piece(parted, start, stop))
 
-        # Where memory is short, a piece must not be filled up to the batch's shape.
+        # Where memory is short, a piece must not be filled up to the shape of the batch.
         is_large = isinstance(refused, OutOfMemory)
         parted = dataclasses.replace(batch, fixed=batch.fixed and not is_large)
         found = isolate(len(batch.rows), attempt, refused, self._trust)
         # One row that never fits says nothing of the others.
         if is_large and not any(isinstance(error, OutOfMemory) for error in found.bad.values()):
-            self._ceiling.learn(batch, max((stop - start for start, stop, _ in found.good), default=0))
+            self._ceiling.learn(batch, [(start, stop) for start, stop, _ in found.good])
         if self._bit and found.good:
-            found = self._in_shape(batch, found, refused)
+            found = self._in_shape(of or batch, offset, len(batch.rows), found, refused)
         return OutputBatch(
             batch,
             {},
@@ -147,9 +190,14 @@ class Isolator:
         )
 
     def _in_shape(
-        self, batch: HostBatch, found: Isolated[OutputBatch], refused: BatchinferError
+        self,
+        batch: HostBatch,
+        offset: int,
+        num_rows: int,
+        found: Isolated[OutputBatch],
+        refused: BatchinferError,
     ) -> Isolated[OutputBatch]:
-        """Compute the good rows once more, in a batch of the shape of that which failed."""
+        """Compute the good ones of some rows once more, in a batch of the shape of theirs."""
         if isinstance(refused, OutOfMemory):
             fits = max((stop - start for start, stop, _ in found.good), default=0)
             raise ContractError(
@@ -157,10 +205,16 @@ class Isolator:
                 hint=f"{fits} rows of it fit: set batching.size accordingly, or determinism: rows",
             ) from refused
         with contextlib.suppress(*REFUSALS):
-            whole = self._run(with_stand_ins(batch, found.bad))
+            whole = self._run_in_shape(batch, offset, offset + num_rows, found.bad)
             good = tuple((start, stop, rows_of(whole, start, stop)) for start, stop, _ in found.good)
             return Isolated(good, found.bad)
         return found
+
+    def _run_in_shape(self, batch: HostBatch, start: int, stop: int, bad: Collection[int]) -> OutputBatch:
+        """Compute rows [start, stop) of a batch in its shape, with good rows for all others; `bad` counts
+        from `start`."""
+        others = (*range(start), *(start + at for at in bad), *range(stop, len(batch.rows)))
+        return rows_of(self._run(with_stand_ins(batch, others)), start, stop)
 
     def _run(self, batch: HostBatch) -> OutputBatch:
         with self._turn:
@@ -187,3 +241,15 @@ def rows_of(output: OutputBatch, start: int, stop: int) -> OutputBatch:
     """Return results [start, stop) of a batch, with their inputs."""
     tensors = {name: column[start:stop] for name, column in output.tensors.items()}
     return OutputBatch(piece(output.batch, start, stop), tensors, 0.0)
+
+
+def _without(output: OutputBatch, killers: Collection[int]) -> Iterator[OutputBatch]:
+    """Yield what is left of results without some rows of their window."""
+    rows = output.batch.rows.tolist()
+    at = 0
+    for stop in (*(place for place, row in enumerate(rows) if row in killers), len(rows)):
+        if (at, stop) == (0, len(rows)):
+            yield output
+        elif at < stop:
+            yield rows_of(output, at, stop)
+        at = stop + 1

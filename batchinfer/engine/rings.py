@@ -175,17 +175,20 @@ class Ring:
         return sum(slot.capacity for slot in self._slots)
 
     def acquire(self, num_bytes: int) -> Slot:
-        """Return the next slot, with room for so many bytes: FREE on the host; on a device as its last use
-        has left it, which `Slot.begin` waits for.
+        """Return a slot, with room for so many bytes: FREE on the host; on a device as its last use has left
+        it, which `Slot.begin` waits for. It is the next one in turn, unless that still has its batch while
+        pieces of a later one, which failed, come and go.
 
         Never waits for another thread. Raises BatchinferError where more batches are under way than slots.
         """
-        slot = self._slots[self._next]
-        if not self._is_idle(slot):
-            raise BatchinferError(
-                f"all {len(self._slots)} slots of {self.name} are in use: the next one is {slot.state.value}"
-            )
-        self._next = (self._next + 1) % len(self._slots)
+        count = len(self._slots)
+        in_turn = [(self._next + at) % count for at in range(count)]
+        place = next((place for place in in_turn if self._is_idle(self._slots[place])), None)
+        if place is None:
+            state = self._slots[self._next].state.value
+            raise BatchinferError(f"all {count} slots of {self.name} are in use: the next one is {state}")
+        slot = self._slots[place]
+        self._next = (place + 1) % count
         self._largest = max(self._largest, num_bytes)
         if self._recycle is not None:
             self._reclaim(slot)

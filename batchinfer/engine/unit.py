@@ -167,17 +167,18 @@ def run_units(
 def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
     """Chain the stages up to the results; each runs ahead of the next, within its bounds."""
     encode = _or_stop(_timed(way.encode), stop, failed)
-    submit, collect = _passing_done(way)
     isolator = Isolator(
-        submit,
-        collect,
+        _crashing(way.pipeline.submit),
+        way.pipeline.collect,
+        way.pipeline.discard,
         outputs=way.outputs,
         care=way.care,
         ceiling=way.ceiling,
         exclusive=way.lanes == 1,
         bit=way.bit,
     )
-    submit, collect = _or_stop(isolator.submit, stop, failed), _or_stop(isolator.collect, stop, failed)
+    submit, collect = _passing_done(way, isolator)
+    submit, collect = _or_stop(submit, stop, failed), _or_stop(collect, stop, failed)
     encoded = prefetch(
         ordered_map(encode, _pieces(way.chunks, way.chunk_rows), threads=way.readers, name="encode"),
         bound=Bound(64, way.room.encoded),
@@ -243,8 +244,21 @@ def measure(way: Way) -> Efficiency | None:
     )
 
 
+def _crashing(submit: Callable[[HostBatch], InFlight]) -> Callable[[HostBatch], InFlight]:
+    """Let tests end the process before and after a batch is submitted."""
+
+    def call(batch: HostBatch) -> InFlight:
+        """Queue a batch."""
+        crash_point("infer.before")
+        inflight = submit(batch)
+        crash_point("infer.mid")
+        return inflight
+
+    return call
+
+
 def _passing_done(
-    way: Way,
+    way: Way, isolator: Isolator
 ) -> tuple[Callable[[HostBatch], InFlight], Callable[[InFlight], OutputBatch]]:
     """Lead batches that an earlier attempt has finished past the device."""
 
@@ -254,15 +268,12 @@ def _passing_done(
         if found is not None:
             way.pipeline.discard(batch)
             return InFlight(batch, {}, 0.0, restored=found)
-        crash_point("infer.before")
-        inflight = way.pipeline.submit(batch)
-        crash_point("infer.mid")
-        return inflight
+        return isolator.submit(batch)
 
     def collect(inflight: InFlight) -> OutputBatch:
         """Return a batch's results."""
         if inflight.restored is None:
-            return way.pipeline.collect(inflight)
+            return isolator.collect(inflight)
         return OutputBatch(inflight.batch, {}, 0.0, inflight.restored)
 
     return submit, collect

@@ -65,8 +65,10 @@ class Inquest:
             if entry.row >= 0 and dossier.alone[entry.stage, entry.row] >= _GUILTY:
                 dossier.poison[entry.row] = _poison(entry, dossier, how=how, code=code)
                 said.append(f"{unit.shard.key} row {entry.row} ends whoever touches it, and is left out")
-                # Without the row, the batches of its unit are others.
-                dossier.suspects.clear()
+                if entry.stage == "preprocess":
+                    # Without the row, the batches of its unit are others.
+                    dossier.suspects.clear()
+                dossier.suspects.pop((entry.stage, entry.key), None)
             else:
                 found = Suspect(entry.stage, entry.key, entry.start, entry.stop)
                 dossier.suspects[entry.stage, entry.key] = found

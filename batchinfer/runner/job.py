@@ -216,6 +216,7 @@ class _Session:
         dealt = DealtWork(plan, deal, keeper, spilled=prepared.spilled, on_done=self._on_done)
         num_devices = len(dict.fromkeys(devices))
         work = LimitedWork(dealt, self._job.limits, num_devices=num_devices, began=self._began)
+        work.begin()
         stall = self._job.compute.stall_timeout
         try:
             with interrupts.watched():

@@ -22,7 +22,8 @@ class LimitedWork:
     """Work that ends at the limits of the job. `began` is the run's start, by `time.monotonic`.
 
     Rows are counted as planned. Where a limit of time is near, no unit is begun that would not end before it,
-    as far as the units before it tell.
+    as far as the units before it tell: they are timed from when they were handed out, for a new one
+    will wait in the same queue.
     """
 
     def __init__(self, work: Work, limits: LimitsOptions, *, num_devices: int, began: float) -> None:
@@ -43,14 +44,15 @@ class LimitedWork:
         self.reached: str | None = None
         """The limit at which no more was handed out."""
 
+    def begin(self) -> None:
+        """Raise Interrupted where a limit is over before anything was begun: then no model need be loaded."""
+        self._look(time.monotonic())
+        self.close()
+
     def take(self) -> Assign | None:
         """Return a unit to do; None once a limit is reached."""
         now = time.monotonic()
-        near = [name for name, end in self._ends.items() if now + self._unit_s > end]
-        if self._max_rows is not None and self._num_rows >= self._max_rows:
-            near.append(f"limits.max_rows ({self._max_rows:,})")
-        if near and not self._work.finished():
-            self.reached = near[0]
+        self._look(now)
         if self.reached:
             return None
         assign = self._work.take()
@@ -85,6 +87,14 @@ class LimitedWork:
         for name, end in self._ends.items():
             if now > end and self._begun:
                 raise _stopped(name)
+
+    def _look(self, now: float) -> None:
+        """Note the limit that would be passed by one more unit."""
+        near = [name for name, end in self._ends.items() if now + self._unit_s > end]
+        if self._max_rows is not None and self._num_rows >= self._max_rows:
+            near.append(f"limits.max_rows ({self._max_rows:,})")
+        if near and not self._work.finished():
+            self.reached = near[0]
 
     def close(self) -> None:
         """Raise Interrupted where a limit left something undone."""

@@ -7,6 +7,7 @@ import itertools
 import random
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,20 @@ def test_what_comes_out_is_what_went_in(seed: int, monkeypatch: pytest.MonkeyPat
     rng = random.Random(seed)
     on_device(monkeypatch, LazyDevice(is_racing=seed % 2 == 0), rng)
     assert is_right(run_rows(rng))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_batches_that_do_not_fit(
+    seed: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Batches that are known not to fit were staged whole: their slots are given back, and their pieces go
+    through the rings beside those of other batches."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for is_known in (False, True):
+        rng = random.Random(seed)
+        on_device(monkeypatch, Strict(), rng)
+        assert is_right(run_rows(rng, num_rows=900, memory_rows=2))
+        assert ("do not fit" in capfd.readouterr().err) != is_known
 
 
 def test_the_wrong_permutation_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,3 +226,41 @@ def test_a_row_that_hangs(tmp_path: Path, batchinfer: Run) -> None:
     done = batchinfer("run", str(job))
     assert done.returncode == 0, done.stderr
     check(tmp_path / "bad", [45], stage="model", code="timeout")
+
+
+SIZED = """
+import os
+
+import numpy as np
+
+class Model:
+    inputs = {{"x": "float32[?]"}}
+    outputs = {{"y": "float32[?]", "together": "int64[?]"}}
+
+    def __call__(self, tensors):
+        x = tensors["x"]
+        if np.isin(x, {killers!r}).any():
+            os._exit(9)
+        if np.isin(x, {bad!r}).any():
+            raise ValueError("no")
+        return {{"y": x * 2, "together": np.full(len(x), len(x))}}
+"""
+
+
+def test_to_the_last_bit(tmp_path: Path, batchinfer: Run) -> None:
+    """With `determinism: bit` every result comes out of a batch of the shape that it has where nothing fails,
+    also beside rows that end the process and rows that fail: here each row says how many were with it."""
+    write_shards(tmp_path / "in", SHARDS)
+    job = job_of(tmp_path / "bad", "class", [], compute={"determinism": "bit"})
+    (tmp_path / "bad" / "code_of_mine.py").write_text(SIZED.format(killers=[22.5, 23.5], bad=[20.0, 50.0]))
+    done = batchinfer("run", str(job))
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path / "bad").to_pylist()
+    codes = {row["id"]: row["_error"]["code"] for row in rows if row["_error"]}
+    assert codes == {40: "user", 45: "crash", 47: "crash", 100: "user"}
+    together = {row["id"]: row["together"] for row in rows if row["_error"] is None}
+    assert len(together) == 303
+    for row, size in together.items():
+        number, in_shard = (row, 250) if row < 250 else (row - 250, 57)
+        in_unit = min(100, in_shard - number // 100 * 100)
+        assert size == min(32, in_unit - number % 100 // 32 * 32), row

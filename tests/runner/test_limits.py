@@ -53,11 +53,13 @@ def test_time(tmp_path: Path, batchinfer: Run, limits: dict[str, Any]) -> None:
 
 
 def test_a_deadline_that_is_over(tmp_path: Path, batchinfer: Run) -> None:
-    """Nothing is begun after the deadline."""
+    """Nothing is begun after the deadline: not even the model is loaded."""
     write_shards(tmp_path / "in", [300])
     over = (dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)).isoformat()
     done = batchinfer("run", str(doubling_job(tmp_path, limits={"deadline": over})))
     assert done.returncode == 75
+    assert "stopped at limits.deadline" in done.stderr
+    assert "worker_ready" not in done.stderr
     assert num_committed(tmp_path) == 0
 
 
