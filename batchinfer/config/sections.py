@@ -328,13 +328,13 @@ class LimitsOptions(Options):
     """Rows after which it stops, at the border of a unit; the same command does the next ones."""
 
     max_device_hours: Annotated[float, Field(gt=0)] | None = neutral(None)
-    """Hours of all its devices together after which it stops."""
+    """Hours of all its devices together after which it stops. A run that goes on counts anew."""
 
     price_per_device_hour: Annotated[float, Field(gt=0)] | None = neutral(None)
     """What an hour of one device costs, in any currency."""
 
     max_cost: Annotated[float, Field(gt=0)] | None = neutral(None)
-    """Cost after which it stops, by `price_per_device_hour`."""
+    """Cost after which it stops, by `price_per_device_hour`. A run that goes on counts anew."""
 
     grace: Seconds = neutral(8.0)
     """Seconds to finish what is being committed after SIGTERM or SIGINT."""

@@ -100,7 +100,7 @@ def test_efficiency(tmp_path: Path, batchinfer: Run, concurrency: int) -> None:
     end = figures(batchinfer, job, "--measure")
     # A batch of 32 rows takes 20 ms; a busy machine adds to that.
     assert 800 < end["model_rows_per_second"] < 1.02 * 1600
-    assert end["steady_rows_per_second"] < 1.1 * end["model_rows_per_second"]
+    assert end["steady_rows_per_second"] < 1.02 * 1600
     assert end["rows_ok"] == 1280
     again = batchinfer("verify", "--deep", str(job))
     assert again.returncode == 0, again.stderr
