@@ -75,6 +75,9 @@ class Preprocessor(Protocol):
 
     Pure: the result depends on the rows alone. Called from several threads at once; or in a loader
     process, which makes its own instance and knows neither source nor model.
+
+    A step may have one thing more: `place(device, alone=..., in_loader=...)`, called first of all, says where
+    the model is, whether only the model reads what the step adds, and whether it runs in a loader process.
     """
 
     def input_columns(self) -> frozenset[str] | None:

@@ -16,6 +16,7 @@ from batchinfer.data import TensorSpec
 from batchinfer.errors import ContractError, DataError
 from batchinfer.loader.batches import Binding
 from batchinfer.loader.costs import cost_of
+from batchinfer.pixels import Pixels
 from batchinfer.row_errors import ERROR_TYPE
 from batchinfer.sources.drift import why_absent
 
@@ -57,6 +58,13 @@ class Contract:
     def token_bytes(self) -> int:
         """Bytes that the ragged inputs take for each token."""
         return cost_of("bytes", self.encoded, self.bindings, None).per_token
+
+    @property
+    def pixels(self) -> dict[str, Pixels]:
+        """Inputs that come as bytes and become numbers on the device."""
+        fields = {bind.input: self._field(bind) for bind in self.bindings}
+        found = {name: Pixels.of_field(field.metadata) for name, field in fields.items()}
+        return {name: pixels for name, pixels in found.items() if pixels is not None}
 
     @property
     def longest(self) -> int | None:
@@ -178,10 +186,13 @@ def _bind(job: Job, encoded: pa.Schema, backend: Backend, problems: list[str]) -
             )
             continue
         given = tensors.spec_of(column, encoded.field(column).type)
+        travels = given.dtype if Pixels.of_field(encoded.field(column).metadata) else None
+        if travels is not None:
+            given = TensorSpec(column, "float32", given.shape)
         if trouble := _mismatch(given, spec):
             problems.append(f"{job.place(('model',))}  model: {trouble}")
             continue
-        dtype = given.dtype if spec.dtype == "any" else spec.dtype
+        dtype = travels or (given.dtype if spec.dtype == "any" else spec.dtype)
         bindings.append(Binding(spec.name, column, dtype, as_vector=_is_one(given, spec)))
     return tuple(bindings)
 

@@ -48,7 +48,7 @@ def _open(told: Mapping[str, Any]) -> Steps:
     """Make the steps of a job, and let each see its schema, as the worker has checked it."""
     job = Job.from_message(told["job"])
     sys.path.insert(0, job.root)
-    steps = load_steps(job)
+    steps = load_steps(job, told["device"])
     schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(told["schema"])))
     for step in steps:
         schema = step.output_schema(schema)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from batchinfer import registry, tensors
 from batchinfer.data import Encoded, ErrorCode, Failure
 from batchinfer.engine.blame import Trust, isolate
-from batchinfer.errors import DataError, UserCodeError
+from batchinfer.errors import ContractError, DataError, UserCodeError
 
 if TYPE_CHECKING:
     from batchinfer.config import Job
@@ -130,9 +130,25 @@ class Steps:
         return Encoded(rows, bad)
 
 
-def load_steps(job: Job) -> list[Preprocessor]:
-    """Make the preprocessing steps of a job, not yet told what they get."""
-    return [registry.load("preprocessors", step.name)(step.options) for step in job.preprocess]
+def load_steps(job: Job, device: str) -> list[Preprocessor]:
+    """Make the preprocessing steps of a job, not yet told what they get. Raises ContractError where one
+    cannot work beside a model on `device`."""
+    steps: list[Preprocessor] = [
+        registry.load("preprocessors", step.name)(step.options) for step in job.preprocess
+    ]
+    for at, step in enumerate(steps):
+        if not hasattr(step, "place"):
+            continue
+        later = [other.input_columns() for other in steps[at + 1 :]]
+        added = getattr(job.preprocess[at].options, "to", None)
+        alone = not any(names is None or added in names for names in later)
+        try:
+            step.place(device, alone=alone, in_loader=job.compute.loaders == "processes")
+        except ContractError as error:
+            key = ("preprocess", at, job.preprocess[at].name)
+            place = f"{job.place(key)}  preprocess[{at}].{job.preprocess[at].name}"
+            raise ContractError(f"{place}: {error.message}", hint=error.hint) from error
+    return steps
 
 
 def merged(pieces: Iterable[tuple[int, Stepped]], num_rows: int) -> Stepped:

@@ -12,12 +12,16 @@ from batchinfer.config.sections import StorageOptions
 from batchinfer.data import Encoded, ErrorCode, Failure
 from batchinfer.errors import AccessError, BatchinferError, ContractError, LocalDiskError, UnavailableError
 from batchinfer.options import Field, JobPath, Options, neutral
+from batchinfer.pixels import Pixels
 from batchinfer.preprocess.appending import with_column, with_field
 from batchinfer.preprocess.image_bytes import UnreadableImage, decode, refuse_size
+from batchinfer.preprocess.image_device import DeviceJpegs
 from batchinfer.preprocess.row_values import python_values
 from batchinfer.storage import open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from PIL.Image import Image as Picture
 
     from batchinfer.storage.door import Store
@@ -73,6 +77,10 @@ class ImageOptions(Options):
     to: str = "pixel_values"
     """Name of the column to add."""
 
+    decode: Literal["cpu", "gpu"] = "cpu"
+    """gpu: JPEGs are decoded, scaled and cut on the GPU of the model by torchvision, to be installed: pixels
+    differ a little from the CPU's. What is no JPEG is decoded on the CPU."""
+
     draft: bool = False
     """Decode JPEGs at half, a quarter or an eighth of their size where that is still as large as is asked
     for: several times as fast, and other pixels."""
@@ -99,6 +107,35 @@ class Image:
         values = np.arange(256, dtype=np.uint8)[:, None]
         self._normalized = np.ascontiguousarray(((values * np.float32(options.scale) - mean) / std).T)
         self._stores: dict[str, Store] = {}
+        self._is_raw = options.dtype == "uint8"
+        self._on_device: DeviceJpegs | None = None
+
+    def place(self, device: str, *, alone: bool, in_loader: bool) -> None:
+        """Leave to a GPU what it does better: normalizing, where nobody else reads the pixels; and decoding,
+        where that is asked for. Raises ContractError where it cannot be done."""
+        is_gpu = device.startswith("cuda")
+        self._is_raw |= is_gpu and alone
+        if self._options.decode == "cpu":
+            return
+        if not is_gpu:
+            raise ContractError(
+                f"decode: gpu needs a GPU, and the model runs on {device}", hint="decode: cpu"
+            )
+        if in_loader:
+            raise ContractError(
+                "decode: gpu cannot be done in loader processes", hint="compute: {loaders: threads}"
+            )
+        self.decode_on(device)
+
+    def decode_on(self, device: str) -> None:
+        """Have JPEGs decoded by a device, "cuda:N"; "cpu" is for tests. Raises DeviceError."""
+        self._on_device = DeviceJpegs(
+            device,
+            scaled=self._scaled,
+            size=self._size,
+            interpolation=self._options.interpolation,
+            max_pixels=self._options.max_pixels,
+        )
 
     def input_columns(self) -> frozenset[str]:
         """The image column."""
@@ -122,11 +159,12 @@ class Image:
         Raises UnavailableError, AccessError or LocalDiskError where the store of a path gives out: that
         is no fault of the row.
         """
-        pixels = np.zeros((rows.num_rows, *self._shape), self._options.dtype)
+        pixels = np.zeros((rows.num_rows, *self._shape), np.uint8 if self._is_raw else np.float32)
         values, unread = python_values(self._options.column, rows[self._options.column])
         failed: dict[int, Failure] = dict(unread)
+        done = self._decode_there(pixels, values) if self._on_device is not None else set()
         for row, value in enumerate(values):
-            if row in unread:
+            if row in unread or row in done:
                 continue
             try:
                 self._fill(pixels[row], value)
@@ -138,8 +176,14 @@ class Image:
 
     @property
     def _field(self) -> pa.Field:
-        value = pa.uint8() if self._options.dtype == "uint8" else pa.float32()
-        return pa.field(self._options.to, pa.fixed_shape_tensor(value, self._shape))
+        options = self._options
+        value = pa.uint8() if self._is_raw else pa.float32()
+        later = None
+        if self._is_raw and options.dtype == "float32":
+            later = Pixels(options.scale, options.mean, options.std, channels_last=options.layout == "hwc")
+        return pa.field(
+            options.to, pa.fixed_shape_tensor(value, self._shape), metadata=later and later.to_metadata()
+        )
 
     def _fill(self, pixels: np.ndarray[Any, Any], value: bytes | str | None) -> None:
         """Decode one image into its place, which has the wanted shape and dtype."""
@@ -148,12 +192,27 @@ class Image:
         data = value if isinstance(value, bytes) else self._read(value)
         image = decode(data, max_pixels=self._options.max_pixels, at_least=self._least_side())
         array = np.asarray(self._cropped(self._resized(image)))
+        self._put(pixels, array.transpose(2, 0, 1))
+
+    def _put(self, pixels: np.ndarray[Any, Any], array: np.ndarray[Any, Any]) -> None:
+        """Put the pixels of an image, uint8 of shape (3, height, width), into its place."""
         channels = pixels if self._options.layout == "chw" else pixels.transpose(2, 0, 1)
-        if self._options.dtype == "uint8":
-            channels[...] = array.transpose(2, 0, 1)
+        if self._is_raw:
+            channels[...] = array
             return
         for channel, normalized in enumerate(self._normalized):
-            np.take(normalized, array[:, :, channel], out=channels[channel], mode="clip")
+            np.take(normalized, array[channel], out=channels[channel], mode="clip")
+
+    def _decode_there(self, pixels: np.ndarray[Any, Any], values: Sequence[Any]) -> set[int]:
+        """Fill in what the device decodes, and return which those are."""
+        assert self._on_device is not None
+        done = set()
+        for row, array in self._on_device.decode(
+            {row: value for row, value in enumerate(values) if isinstance(value, bytes)}
+        ):
+            self._put(pixels[row], array)
+            done.add(row)
+        return done
 
     def _least_side(self) -> int | None:
         """Return the side that decoding must leave, None for all there is."""
@@ -185,17 +244,24 @@ class Image:
     def _resized(self, image: Picture) -> Picture:
         from PIL.Image import Resampling
 
-        if self._options.resize == "none":
+        size = self._scaled(image.height, image.width)
+        if size is None:
             return image
-        height, width = self._size
+        return image.resize(size[::-1], Resampling[self._options.interpolation.upper()])
+
+    def _scaled(self, height: int, width: int) -> tuple[int, int] | None:
+        """Return the height and width to which an image is scaled; None for not at all."""
+        if self._options.resize == "none":
+            return None
+        size = self._size
         if self._options.resize == "shortest":
-            side = self._options.resize_to or max(height, width)
+            side = self._options.resize_to or max(size)
             # Rounded down on the longer side, as torchvision does.
-            other = int(side * max(image.size) / min(image.size))
-            width, height = (side, other) if image.width <= image.height else (other, side)
+            other = int(side * max(height, width) / min(height, width))
+            size = (other, side) if width <= height else (side, other)
         # A thin line of an image is small, and its scaled copy is not.
-        refuse_size("would be scaled to", width, height, self._options.max_pixels)
-        return image.resize((width, height), Resampling[self._options.interpolation.upper()])
+        refuse_size("would be scaled to", size[1], size[0], self._options.max_pixels)
+        return size
 
     def _cropped(self, image: Picture) -> Picture:
         height, width = self._size

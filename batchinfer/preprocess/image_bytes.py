@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _WITH_ALPHA = {"RGBA", "LA", "PA", "La", "RGBa"}
 _ORIENTATION = 0x0112
 _RIFF_HEAD = 30
+_JPEG = b"\xff\xd8\xff"
 _REASON_CHARS = 200
 
 
@@ -48,6 +49,17 @@ def decode(data: bytes, *, max_pixels: int, at_least: int | None = None) -> Imag
         raise UnreadableImage(f"the image is damaged: {str(error)[:_REASON_CHARS]}") from error
 
 
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return the width and height that a JPEG claims; None for what is none."""
+    if not data.startswith(_JPEG):
+        return None
+    try:
+        image = _opened(data, 0)
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, it is said where it is decoded
+        return None
+    return image.width, image.height
+
+
 def refuse_size(verb: str, width: int, height: int, max_pixels: int) -> None:
     """Raise UnreadableImage for more pixels than allowed."""
     if width * height > max_pixels:
@@ -61,7 +73,7 @@ def _opened(data: bytes, max_pixels: int) -> Image:
     """
     from PIL import JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-    if data.startswith(b"\xff\xd8\xff"):
+    if data.startswith(_JPEG):
         return JpegImagePlugin.JpegImageFile(io.BytesIO(data))
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return PngImagePlugin.PngImageFile(io.BytesIO(data))

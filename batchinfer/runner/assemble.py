@@ -31,6 +31,7 @@ from batchinfer.hardware import gpus
 from batchinfer.loader.batches import BatchPolicy
 from batchinfer.loader.costs import cost_of
 from batchinfer.loader.windows import WindowPolicy
+from batchinfer.pixels import with_pixels
 from batchinfer.runner.ahead import ReadAhead, Units, columns_before_model
 from batchinfer.runner.batching import batch_policy, settings_of
 from batchinfer.runner.model_state import require_unchanged
@@ -68,7 +69,7 @@ def assemble(start: Start, *, units: Units, spilled: set[int], care: Care) -> It
     job = Job.from_message(start.job)
     # User code is found beside the job file.
     sys.path.insert(0, job.root)
-    steps = load_steps(job)
+    steps = load_steps(job, start.device)
     posts = [registry.load("postprocessors", step.name)(step.options) for step in job.postprocess]
     backend: Backend = registry.load("backends", job.model.backend)(job.model)
     schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(start.schema)))
@@ -115,11 +116,15 @@ def assemble(start: Start, *, units: Units, spilled: set[int], care: Care) -> It
         way = Way(
             chunks=early.begin(contract.read_columns),
             encode=Encoder(
-                job, CarefulSteps(_through_steps(job, schema, contract, steps, loaders), care), run=start.run
+                job,
+                CarefulSteps(_through_steps(job, start.device, schema, contract, steps, loaders), care),
+                run=start.run,
             ),
             windows=windows,
             batches=policy,
-            pipeline=open_pipeline(backend, start.device, host_bytes=room.batches),
+            pipeline=open_pipeline(
+                with_pixels(backend, contract.pixels), start.device, host_bytes=room.batches
+            ),
             spills=Spills(
                 store,
                 layout,
@@ -153,6 +158,7 @@ def assemble(start: Start, *, units: Units, spilled: set[int], care: Care) -> It
 
 def _through_steps(
     job: Job,
+    device: str,
     schema: pa.Schema,
     contract: Contract,
     steps: Sequence[Preprocessor],
@@ -169,6 +175,7 @@ def _through_steps(
     loaders.open(
         {
             "job": job.to_message(),
+            "device": device,
             "schema": base64.b64encode(taken(job, schema).serialize().to_pybytes()).decode(),
             "columns": columns,
             "floats": floats,

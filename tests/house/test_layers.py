@@ -10,7 +10,17 @@ ROOT = Path(__file__).parents[2] / "batchinfer"
 
 LEVELS = [
     {"clock", "crash", "errors", "data", "events", "protocols", "options", "redact", "frames", "lifeline"},
-    {"config", "storage", "tensors", "hardware", "registry", "user_code", "onnx_files", "row_errors"},
+    {
+        "config",
+        "storage",
+        "tensors",
+        "hardware",
+        "registry",
+        "user_code",
+        "onnx_files",
+        "row_errors",
+        "pixels",
+    },
     {"sources", "preprocess", "loader", "backends", "postprocess", "sinks", "testing"},
     {"engine"},
     {"runner", "telemetry"},
@@ -28,7 +38,8 @@ FENCES = {
     "tokenizers": ("preprocess/", "backends/"),
     "PIL": ("preprocess/",),
     "jinja2": ("preprocess/",),
-    "torch": ("backends/", "engine/"),
+    "torch": ("backends/", "engine/", "preprocess/image_device.py"),
+    "torchvision": ("preprocess/image_device.py",),
     "onnxruntime": ("backends/onnx_session.py",),
     "transformers": ("backends/hf_model.py",),
     "safetensors": ("backends/",),
