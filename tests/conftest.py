@@ -27,6 +27,12 @@ CANARY = "canary-secret-4be1d2c7"  # a secret of every job below: no run may wri
 os.environ["BATCHINFER_TEST_SECRET"] = CANARY
 
 
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test learn from another what fits into memory."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 def environment() -> dict[str, str]:
     """Return an environment without colour, terminal width or interpreter noise."""
     kept = {key: value for key, value in os.environ.items() if key not in {"FORCE_COLOR", "CLICOLOR_FORCE"}}

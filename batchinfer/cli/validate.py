@@ -44,3 +44,5 @@ def command(
     schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(ready.output_schema)))
     for field in schema:
         typer.echo(f"    output  {field.name}: {tensors.format_type(field.type)}")
+    for hint in ready.hints:
+        typer.echo(f"slow  {hint}")

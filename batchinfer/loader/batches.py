@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Which column feeds which model input, as which dtype; a number per row may feed a vector of one."""
+    """Which column feeds which model input, as which dtype; a number per row may feed a vector of one, and
+    raw bytes a tensor of shape (rows, *`raw`)."""
 
     input: str
     column: str
     dtype: str
     as_vector: bool = False
+    raw: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +156,8 @@ def _tensor(rows: pa.RecordBatch, bind: Binding, width: int | None) -> Any:
         else:
             dense = tensors.to_numpy(column)
             dense = dense[:, None] if bind.as_vector else dense
+            if bind.raw is not None:
+                dense = dense.view(bind.dtype).reshape(len(dense), *bind.raw)
         return np.ascontiguousarray(dense, dtype=bind.dtype)
     return column
 

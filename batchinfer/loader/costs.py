@@ -58,7 +58,8 @@ def cost_of(by: By, schema: pa.Schema, bindings: Sequence[Binding], rows: pa.Rec
         elif tensors.is_ragged(type_):
             per_token += np.dtype(bind.dtype).itemsize
         else:
-            sizes = [size or 1 for size in tensors.spec_of(bind.column, type_).shape[1:]]
+            shape = tensors.spec_of(bind.column, type_).shape[1:] if bind.raw is None else bind.raw
+            sizes = [size or 1 for size in shape]
             per_row += int(np.prod(sizes)) * np.dtype(bind.dtype).itemsize
     return Cost(per_row, per_token, texts)
 

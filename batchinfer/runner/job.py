@@ -204,6 +204,8 @@ class _Session:
             if began:
                 return
             began = True
+            for hint in ready.hints:
+                self._warn("slow", hint)
             if not stored:
                 winner = store_plan(prepared.store, self._job.output.path, plan)
                 if winner.plan8 != plan.plan8:

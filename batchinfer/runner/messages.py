@@ -68,6 +68,7 @@ class Ready:
     settings: dict[str, str]
     load_s: float
     lanes: int = 1
+    hints: tuple[str, ...] = ()
     kind: Literal["ready"] = "ready"
 
 

@@ -168,6 +168,7 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
                 settings=assembly.settings,
                 load_s=time.perf_counter() - started,
                 lanes=start.concurrency,
+                hints=assembly.contract.hints if assembly.contract is not None else (),
             )
         )
         if assembly.way is None:
