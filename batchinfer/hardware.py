@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _MIG_ENABLED = 1
+_WORD_BITS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,40 @@ def sample(gpu: Gpu) -> GpuSample:
         power_watts=_thousandths(_ask(nvml, "nvmlDeviceGetPowerUsage", handle)),
         energy_joules=_thousandths(_ask(nvml, "nvmlDeviceGetTotalEnergyConsumption", handle)),
     )
+
+
+def cores_near(index: int) -> frozenset[int]:
+    """Return the CPU cores of the NUMA node that a GPU hangs on; none where nobody can tell."""
+    nvml, _ = _library()
+    found = gpus()
+    if nvml is None or index >= len(found):
+        return frozenset()
+    words = -(-(os.cpu_count() or 1) // _WORD_BITS)
+    handle = _ask(nvml, "nvmlDeviceGetHandleByUUID", found[index].uuid)
+    scope = getattr(nvml, "NVML_AFFINITY_SCOPE_NODE", 0)
+    masks = (
+        None if handle is None else _ask(nvml, "nvmlDeviceGetCpuAffinityWithinScope", handle, words, scope)
+    )
+    return frozenset(
+        at * _WORD_BITS + bit
+        for at, mask in enumerate(masks or ())
+        for bit in range(_WORD_BITS)
+        if int(mask) >> bit & 1
+    )
+
+
+def stay_near(index: int, *, at_least: int) -> frozenset[int]:
+    """Keep this process, and what it starts, on the cores next to a GPU that it may use: memory that
+    it touches first is then next to it too. Not where that leaves fewer than `at_least`. Returns them."""
+    allowed = os.sched_getaffinity(0)
+    near = cores_near(index) & allowed
+    if len(near) < at_least or near == allowed:
+        return frozenset()
+    try:
+        os.sched_setaffinity(0, near)
+    except OSError:
+        return frozenset()  # a sandbox may not
+    return near
 
 
 def problem() -> str | None:

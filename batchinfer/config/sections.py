@@ -287,6 +287,10 @@ class ComputeOptions(Options):
     """Memory for the rows on their way, all workers together: bytes, or text such as 4GiB. The model and
     its libraries come on top. auto: 512 MiB for each worker on a CPU, 1 GiB on a GPU."""
 
+    affinity: Literal["auto", "none"] = neutral("auto")
+    """auto: a GPU's worker and its loaders stay on the CPU cores next to it, where the machine has several
+    NUMA nodes and those cores are enough for its readers."""
+
     determinism: Literal["rows", "bit"] = neutral("rows")
     """What the rows beside one that fails may count on. rows: their results, computed in smaller batches, as
     equal as those of any other batch size. bit: the very bits of a batch in which nothing failed; that

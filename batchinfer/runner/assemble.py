@@ -27,7 +27,7 @@ from batchinfer.engine.spill import Spills
 from batchinfer.engine.steps import Stepped, Steps, load_steps
 from batchinfer.engine.timeline import Timeline
 from batchinfer.engine.unit import MAX_CHUNK_ROWS, Way
-from batchinfer.hardware import gpus
+from batchinfer.hardware import gpus, stay_near
 from batchinfer.loader.batches import BatchPolicy
 from batchinfer.loader.costs import cost_of
 from batchinfer.loader.windows import WindowPolicy
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 _WINDOW_BYTES = 64 * 1024 * 1024
 _CHUNK_BYTES = 4 * 1024 * 1024
+_BUSY_THREADS = 3
+"""Threads of a worker that are busy beside its readers: who batches, who launches, who writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,9 @@ def assemble(start: Start, *, units: Units, spilled: set[int], care: Care) -> It
     Raises ContractError where the parts do not fit, and what loading the model raises.
     """
     job = Job.from_message(start.job)
+    if start.device.startswith("cuda") and job.compute.affinity == "auto":
+        # Before there are threads: each has the cores of the one that began it.
+        stay_near(int(start.device.partition(":")[2] or 0), at_least=int(job.compute.readers) + _BUSY_THREADS)
     # User code is found beside the job file.
     sys.path.insert(0, job.root)
     steps = load_steps(job, start.device)

@@ -97,6 +97,7 @@ NEUTRAL: dict[str, Any] = {
     "compute.concurrency": 3,
     "compute.loaders": "processes",
     "compute.host_memory": 3,
+    "compute.affinity": "none",
     "compute.determinism": "bit",
     "compute.claims": "lease",
     "compute.heartbeat": 3.0,

@@ -65,7 +65,7 @@ KEYS = {
     "CheckpointOptions": "unit_rows every spill_bytes",
     "ErrorsOptions": "on_error max check_finite",
     "ComputeOptions": "devices workers_per_device concurrency threads readers loaders host_memory "
-    "determinism claims heartbeat stall_timeout",
+    "affinity determinism claims heartbeat stall_timeout",
     "LimitsOptions": "deadline max_rows max_device_hours price_per_device_hour max_cost grace",
     "ObserveOptions": "interval pushgateway",
     "PushgatewayOptions": "url every instance timeout",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import types
 import warnings
@@ -29,6 +30,7 @@ class Card:
     slices: list[Card] | None = None
     lacks: frozenset[str] = frozenset()
     hidden: bool = False
+    near: tuple[int, ...] = ()
     calls: list[str] = field(default_factory=list)
 
 
@@ -37,6 +39,7 @@ class FakeNvml(types.ModuleType):
 
     NVMLError = pynvml.NVMLError
     NVML_TEMPERATURE_GPU = pynvml.NVML_TEMPERATURE_GPU
+    NVML_AFFINITY_SCOPE_NODE = pynvml.NVML_AFFINITY_SCOPE_NODE
 
     def __init__(
         self, cards: list[Card], *, as_bytes: bool = False, broken: type[Exception] | None = None
@@ -61,6 +64,12 @@ class FakeNvml(types.ModuleType):
         """Load the library."""
         if self.broken is not None:
             raise self.broken
+
+    def nvmlDeviceGetCpuAffinityWithinScope(self, handle: Card, cpuSetSize: int, scope: int) -> list[int]:  # noqa: N802, N803
+        """Tell which cores are near, in words of 64."""
+        assert scope == pynvml.NVML_AFFINITY_SCOPE_NODE
+        mask = sum(1 << core for core in self._tell(handle, "affinity").near)
+        return [mask >> 64 * word & 2**64 - 1 for word in range(cpuSetSize)]
 
     def nvmlDeviceGetCount(self) -> int:  # noqa: N802
         """Count physical GPUs."""
@@ -303,3 +312,21 @@ def test_a_driver_that_does_not_answer_is_a_problem(install: Callable[..., FakeN
 def test_this_machine_can_be_asked() -> None:
     """The real library answers or is absent; either way nothing is raised."""
     assert all(gpu.uuid for gpu in hardware.gpus())
+
+
+def test_the_cores_next_to_a_gpu(install: Callable[..., FakeNvml], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker stays on the cores of its GPU's node, of those that it may use, if there are enough."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(60, 100)))
+    given: list[frozenset[int]] = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: given.append(cores))
+    far, near = Card("GPU-a", lacks=frozenset({"affinity"})), Card("GPU-b", near=tuple(range(64, 128)))
+    install(far, near)
+    assert hardware.cores_near(0) == frozenset()
+    assert hardware.cores_near(1) == frozenset(range(64, 128))
+    assert hardware.cores_near(2) == frozenset()
+    assert hardware.stay_near(0, at_least=1) == frozenset()
+    assert hardware.stay_near(1, at_least=37) == frozenset()
+    assert given == []
+    assert hardware.stay_near(1, at_least=36) == frozenset(range(64, 100))
+    assert given == [frozenset(range(64, 100))]
