@@ -23,6 +23,10 @@ class Units(Protocol):
         """Yield them, until there are no more."""
         ...
 
+    def upcoming(self) -> Sequence[Unit]:
+        """Return those that are assigned and not yet yielded."""
+        ...
+
     def rewind(self) -> None:
         """Begin anew: end the iterator that was given, and let the next one yield every unit again."""
         ...
@@ -45,7 +49,12 @@ class ReadAhead:
             self.close()
             self._columns = columns
             self._chunks = start_reading(
-                self._units.units(), self._source, schema=self._schema, columns=columns, room=self._room
+                self._units.units(),
+                self._units.upcoming,
+                self._source,
+                schema=self._schema,
+                columns=columns,
+                room=self._room,
             )
         return self._chunks
 

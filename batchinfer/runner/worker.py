@@ -13,6 +13,7 @@ import resource
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,7 @@ class _Inbox:
     def __init__(self, channel: Channel, box: BlackBox | None) -> None:
         self._channel = channel
         self._units: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
+        self._waiting: deque[Unit] = deque()
         self._taken: list[Unit] = []
         self._reader = 0
         self.stop = threading.Event()
@@ -73,8 +75,13 @@ class _Inbox:
             if unit is None:
                 self._units.put(None)  # for whoever comes next
                 return
+            self._waiting.popleft()
             self._taken.append(unit)
             yield unit
+
+    def upcoming(self) -> tuple[Unit, ...]:
+        """Return the units that are assigned and not yet yielded."""
+        return tuple(self._waiting)
 
     def rewind(self) -> None:
         """End the iterator that is under way; the next one yields every unit again."""
@@ -94,6 +101,7 @@ class _Inbox:
                 self.care.tell(message.unit.index, message.suspects, message.poison)
                 if message.spilled:
                     self.spilled.add(message.unit.index)
+                self._waiting.append(message.unit)
                 self._units.put(message.unit)
             elif isinstance(message, Stop):
                 self._units.put(None)

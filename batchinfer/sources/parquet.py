@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from batchinfer.sources.select import Selection, partition_guarantee
 
 _SUFFIXES = (".parquet", ".pq", ".parq")
 _KEPT_CURSORS = 2
+_MOST_AHEAD = 4
 _BUFFER_BYTES = 2 * 1024 * 1024
 
 
@@ -38,6 +40,8 @@ class ParquetSource:
         self._inputs = Inputs(options, _SUFFIXES)
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[Any, ...], Cursor] = OrderedDict()
+        self._opening: OrderedDict[tuple[str, str], Future[OpenParquet]] = OrderedDict()
+        self._opener: ThreadPoolExecutor | None = None
         self.selection = Selection(options)
 
     def list_entries(self) -> Sequence[Entry]:
@@ -73,13 +77,40 @@ class ParquetSource:
 
     def _open(self, uri: str, version: str) -> OpenParquet:
         raw = self._inputs.store(uri).open(uri, version=version)
-        remote = "://" in uri
-        # Far away, few large requests; near, no more of a row group in memory than is being decoded.
-        buffer_size = 0 if remote else _BUFFER_BYTES
+        # Of a near file, or one that is told what will be read, no more is in memory than is being decoded.
+        # Of any other a row group at once, in few requests.
+        buffered = "://" in uri and not hasattr(raw, "expect")
         file = pq.ParquetFile(
-            raw, pre_buffer=remote, buffer_size=buffer_size, page_checksum_verification=True
+            raw,
+            pre_buffer=buffered,
+            buffer_size=0 if buffered else _BUFFER_BYTES,
+            page_checksum_verification=True,
         )
         return OpenParquet(uri, raw, file)
+
+    def ahead(self, unit: Unit, *, schema: pa.Schema, columns: Sequence[str]) -> None:
+        """Open the file of a unit that will be read soon, and begin to fetch, where it is far away."""
+        shard = unit.shard
+        key = (shard.uri, shard.version)
+        if "://" not in shard.uri or not self.selection.may_match(shard, schema):
+            return
+        with self._lock:
+            if key in self._opening:
+                return
+            while len(self._opening) >= _MOST_AHEAD:
+                self._opening.popitem(last=False)  # somebody else has read it
+            self._opener = self._opener or ThreadPoolExecutor(1, "open")
+            self._opening[key] = self._opener.submit(self._begin, unit, schema, tuple(columns))
+
+    def _begin(self, unit: Unit, schema: pa.Schema, columns: tuple[str, ...]) -> OpenParquet:
+        """Open a file, and begin to fetch the first row group of a unit."""
+        opened = self._open(unit.shard.uri, unit.shard.version)
+        wanted = self.selection.file_columns(columns, unit.shard)
+        groups = self._matching(unit, schema, opened)
+        first = next((group for group, _, low, high in _groups(unit) if low < high and group in groups), None)
+        if first is not None:
+            opened.expect([first], wanted)
+        return opened
 
     def _pieces(
         self, unit: Unit, schema: pa.Schema, columns: list[str], batch_rows: int
@@ -87,25 +118,25 @@ class ParquetSource:
         shard = unit.shard
         opened: OpenParquet | None = None
         groups: set[int] | None = None
-        start = 0
-        for group, block in enumerate(shard.blocks):
-            stop = start + block.num_rows
-            low, high = max(start, unit.start), min(stop, unit.stop)
-            if low < high:
-                key = (shard.uri, shard.version, group, tuple(columns), batch_rows)
-                cursor = self._kept_cursor(key, low)
-                if cursor is None:
-                    opened = opened or self._checked(shard, columns)
-                    groups = self._matching(unit, schema, opened) if groups is None else groups
-                    if group in groups:
-                        cursor = Cursor(opened, group, columns, first=start, batch_rows=batch_rows)
-                if cursor is not None:
-                    yield from cursor.take(low, high)
-                    self._keep(key, cursor, until=stop)
-            start = stop
+        parts = [part for part in _groups(unit) if part[2] < part[3]]
+        for at, (group, start, low, high) in enumerate(parts):
+            key = (shard.uri, shard.version, group, tuple(columns), batch_rows)
+            cursor = self._kept_cursor(key, low)
+            if cursor is None:
+                opened = opened or self._checked(shard, columns)
+                groups = self._matching(unit, schema, opened) if groups is None else groups
+                if group in groups:
+                    following = [part[0] for part in parts[at : at + 2] if part[0] in groups]
+                    opened.expect(following, columns)
+                    cursor = Cursor(opened, group, columns, first=start, batch_rows=batch_rows)
+            if cursor is not None:
+                yield from cursor.take(low, high)
+                self._keep(key, cursor, until=start + shard.blocks[group].num_rows)
 
     def _checked(self, shard: Shard, columns: Sequence[str]) -> OpenParquet:
-        opened = self._open(shard.uri, shard.version)
+        with self._lock:
+            opening = self._opening.pop((shard.uri, shard.version), None)
+        opened = opening.result() if opening is not None else self._open(shard.uri, shard.version)
         missing = [name for name in columns if name not in opened.file.schema_arrow.names]
         if missing:
             raise DataError(f"column {missing[0]!r} is missing", where=shard.uri)
@@ -140,6 +171,15 @@ class ParquetSource:
                 self._kept[key] = cursor
                 while len(self._kept) > _KEPT_CURSORS:
                     self._kept.popitem(last=False)
+
+
+def _groups(unit: Unit) -> Iterator[tuple[int, int, int, int]]:
+    """Yield each row group of a unit's file: its number, its first row, and its rows [low, high) that are in
+    the unit."""
+    start = 0
+    for group, block in enumerate(unit.shard.blocks):
+        yield group, start, max(start, unit.start), min(start + block.num_rows, unit.stop)
+        start += block.num_rows
 
 
 def _check_text(chunk: Chunk) -> None:

@@ -32,6 +32,16 @@ class OpenParquet:
     raw: Any
     file: pq.ParquetFile
 
+    def expect(self, groups: Sequence[int], columns: Sequence[str]) -> None:
+        """Begin to fetch some columns of row groups that will be read, where the file is far away."""
+        if hasattr(self.raw, "expect"):
+            self.raw.expect(
+                (start, start + chunk.total_compressed_size)
+                for group in groups
+                for _, chunk in _chunks(self, group, columns)
+                if (start := _first_byte(chunk)) is not None and chunk.total_compressed_size > 0
+            )
+
 
 class Cursor:
     """The rows of one row group from `at` on. Pieces lie on one grid, wherever a unit begins."""
@@ -183,6 +193,14 @@ def _chunks(opened: OpenParquet, group: int, columns: Sequence[str]) -> Iterator
     for at in range(footer.num_columns):
         if _is_of(opened.file.schema.column(at).path, columns):
             yield at, footer.column(at)
+
+
+def _first_byte(chunk: Any) -> int | None:
+    """Return where a column chunk begins; None where its footer says nothing that could be."""
+    begins = [
+        at for at in (chunk.dictionary_page_offset, chunk.data_page_offset) if at is not None and at > 0
+    ]
+    return min(begins, default=None)
 
 
 def _is_of(path: str, columns: Sequence[str]) -> bool:

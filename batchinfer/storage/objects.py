@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,8 +22,10 @@ from batchinfer.data import Entry
 from batchinfer.errors import AccessError, BatchinferError, JobFileError, UnavailableError
 from batchinfer.storage.door import AlreadyExists, ObjectMissing, changed
 from batchinfer.storage.globs import select, split_glob
+from batchinfer.storage.ranges import Ranges
 
 _PATIENCE_S = 300.0
+_FETCHERS = 8
 _TIMEOUTS: Any = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(seconds=120)}
 _DENIED = (
     "<Code>ExpiredToken",  # what S3 says with status 400 where others say 401
@@ -55,6 +59,8 @@ class ObjectStore:
     clock: Clock = SystemClock()
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        self._lock = threading.Lock()
+        self._fetchers: ThreadPoolExecutor | None = None
         parts = urlsplit(url)
         self._base = f"{parts.scheme}://{parts.netloc}/"
         if parts.scheme == "memory":
@@ -97,21 +103,21 @@ class ObjectStore:
             meta = obstore.head(self._store, self._key(uri))
         if version is not None and _version(meta) != version:
             raise changed(uri)
-        return pa.PythonFile(_RangeFile(self, uri, meta), mode="r")
+        return FarFile(_RangeFile(self, uri, meta, self._pool()), mode="r")
 
     def read(self, uri: str) -> bytes:
         """Return a whole object."""
         with self._answers(uri):
             return bytes(obstore.get(self._store, self._key(uri)).bytes())
 
-    def read_range(self, uri: str, *, start: int, stop: int, tag: str | None) -> bytes:
+    def read_range(self, uri: str, *, start: int, stop: int, tag: str | None) -> Any:
         """Return bytes [start, stop) of the object with this ETag. Raises DataError for another."""
         options: Any = {"range": (start, stop)}
         if tag is not None:
             options["if_match"] = tag
         with self._answers(uri):
             try:
-                return bytes(obstore.get(self._store, self._key(uri), options=options).bytes())
+                return obstore.get(self._store, self._key(uri), options=options).bytes()
             except refusals.PreconditionError:
                 raise changed(uri) from None
 
@@ -167,6 +173,13 @@ class ObjectStore:
         """Return nothing: a put is whole or not there, and no upload in several parts is ever begun."""
         return []
 
+    def _pool(self) -> ThreadPoolExecutor:
+        """Return the threads that fetch ahead, for all files of the store."""
+        with self._lock:
+            if self._fetchers is None:
+                self._fetchers = ThreadPoolExecutor(_FETCHERS, "fetch")
+            return self._fetchers
+
     def _key(self, uri: str) -> str:
         return uri.removeprefix(self._base).removesuffix("/") if uri + "/" != self._base else ""
 
@@ -199,13 +212,38 @@ class ObjectStore:
             ) from error
 
 
-class _RangeFile(io.RawIOBase):
-    """An object as a seekable file: every read is one ranged request for exactly those bytes."""
+class FarFile(pa.PythonFile):  # type: ignore[misc]
+    """An object, open for random access. Where it is told what will be read, that is fetched ahead."""
 
-    def __init__(self, store: ObjectStore, uri: str, meta: Any) -> None:
+    def __init__(self, handle: _RangeFile, mode: str) -> None:  # noqa: ARG002 - pyarrow's own sees it as well
+        self._handle = handle
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Begin to fetch byte ranges [start, stop) that will be read."""
+        self._handle.expect(ranges)
+
+
+class _RangeFile(io.RawIOBase):
+    """An object as a seekable file: every read is one ranged request for exactly those bytes, but for those
+    that were expected."""
+
+    def __init__(self, store: ObjectStore, uri: str, meta: Any, pool: Executor) -> None:
         self._store, self._uri = store, uri
         self._tag, self._size = meta.get("e_tag"), meta["size"]
         self._at = 0
+        self._ranges = Ranges(self._fetch, pool)
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Begin to fetch byte ranges that will be read."""
+        self._ranges.expect(
+            (start, min(stop, self._size)) for start, stop in ranges if 0 <= start < self._size
+        )
+
+    def close(self) -> None:
+        """Fetch nothing more."""
+        if not self.closed:
+            self._ranges.close()
+        super().close()
 
     def readable(self) -> bool:
         """Say yes."""
@@ -234,9 +272,14 @@ class _RangeFile(io.RawIOBase):
         stop = self._size if size is None or size < 0 else min(self._at + size, self._size)
         if stop <= self._at:
             return b""
-        data = self._store.read_range(self._uri, start=self._at, stop=stop, tag=self._tag)
+        data = self._ranges.read(self._at, stop)
+        if data is None:
+            data = bytes(self._fetch(self._at, stop))
         self._at += len(data)
         return data
+
+    def _fetch(self, start: int, stop: int) -> Any:
+        return self._store.read_range(self._uri, start=start, stop=stop, tag=self._tag)
 
 
 def _version(meta: Mapping[str, Any]) -> str:

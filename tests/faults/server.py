@@ -40,6 +40,7 @@ Kind = Literal[
     "hang",
 ]
 _PAGE = 1000
+_TICK_S = 0.02
 
 
 @dataclass(slots=True)
@@ -73,9 +74,15 @@ class _Object:
 
 
 class FaultServer:
-    """Use it as `with FaultServer() as server`; `server.endpoint` is its URL."""
+    """Use it as `with FaultServer() as server`; `server.endpoint` is its URL.
 
-    def __init__(self) -> None:
+    It answers after `latency_s`, and sends `bytes_per_s` over each connection.
+    """
+
+    def __init__(self, *, latency_s: float = 0.0, bytes_per_s: float = 0.0) -> None:
+        self.latency_s = latency_s
+        self.bytes_per_s = bytes_per_s
+        self.ranges: list[tuple[str, int, int]] = []
         self.faults: list[Fault] = []
         self.requests: Counter[str] = Counter()
         self.objects: dict[str, _Object] = {}
@@ -155,7 +162,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self._send(body)
+
+    def _send(self, body: bytes) -> None:
+        """Send a body as fast as the server is."""
+        rate = self.server_of.bytes_per_s
+        step = int(rate * _TICK_S) or max(len(body), 1)
+        began = time.monotonic()
+        for at in range(0, len(body), step):
+            self.wfile.write(body[at : at + step])
+            if rate:
+                time.sleep(max(began + (at + step) / rate - time.monotonic(), 0))
 
     def _refuse(self, status: int, code: str, *, condition: bool = False) -> None:
         more = "<Condition>If-None-Match</Condition>" if condition else ""
@@ -222,6 +239,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Get an object, a piece of one, or a page of a listing."""
+        time.sleep(self.server_of.latency_s)
         query = parse_qs(urlsplit(self.path).query)
         if "list-type" in query:
             self._list(query)
@@ -230,6 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         """Get the headers of an object."""
+        time.sleep(self.server_of.latency_s)
         self._get("HEAD")
 
     def do_DELETE(self) -> None:
@@ -283,6 +302,8 @@ class _Handler(BaseHTTPRequestHandler):
             start, stop = int(first), int(last) + 1 if last else len(body)
             headers["Content-Range"] = f"bytes {start}-{min(stop, len(body)) - 1}/{len(body)}"
             body, status = body[start:stop], 206
+            with server.lock:
+                server.ranges.append((key, start, stop))
         headers["Content-Length"] = str(len(body))
         if fault and fault.kind == "drip":
             self._drip(status, body, headers, fault.seconds)
