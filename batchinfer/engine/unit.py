@@ -68,7 +68,6 @@ R = TypeVar("R")
 _COMMITTERS = 4
 _BATCHES_AHEAD = 32
 _RESULTS_AHEAD = 8
-_OPENED_AHEAD = 2
 MAX_CHUNK_ROWS = 8192
 _CHUNK_BYTES = 16 * 1024 * 1024
 
@@ -313,38 +312,23 @@ def _or_stop(function: Callable[[T], R], stop: threading.Event, failed: threadin
 
 
 def start_reading(
-    units: Iterable[Unit],
-    upcoming: Callable[[], Sequence[Unit]],
-    source: Source,
-    *,
-    schema: pa.Schema,
-    columns: Sequence[str],
-    room: Room,
+    units: Iterable[Unit], source: Source, *, schema: pa.Schema, columns: Sequence[str], room: Room
 ) -> Generator[Timed, None, None]:
     """Begin to read some columns, with the types of the plan's schema, in a thread. What comes back must
     be closed."""
-    items = read(units, upcoming, source, schema, columns)
+    items = read(units, source, schema, columns)
     return head_start(items, bound=Bound(8, room.read), size_of=_chunk_bytes, name="read")
 
 
 def read(
-    units: Iterable[Unit],
-    upcoming: Callable[[], Sequence[Unit]],
-    source: Source,
-    schema: pa.Schema,
-    columns: Sequence[str],
+    units: Iterable[Unit], source: Source, schema: pa.Schema, columns: Sequence[str]
 ) -> Generator[Timed, None, None]:
-    """Read units one after the other, each followed by its end. While one is read, a far source opens those
-    that are `upcoming`."""
-    ahead: Callable[..., None] | None = getattr(source, "ahead", None)
+    """Read units one after the other, each followed by its end."""
     for unit in units:
         with unit_context(unit):
             rows = _rows_per_chunk(unit)
             crash_point("read.open")
             for chunk in source.read(unit, schema=schema, columns=columns, batch_rows=rows):
-                if ahead is not None:
-                    for later in upcoming()[:_OPENED_AHEAD]:
-                        ahead(later, schema=schema, columns=columns)
                 yield Timed(chunk, time.perf_counter())
                 crash_point("read.mid")
         yield Timed(UnitEnd(unit), time.perf_counter())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from batchinfer.engine.unit import Timed, start_reading
@@ -19,12 +20,8 @@ if TYPE_CHECKING:
 class Units(Protocol):
     """The units of a worker, as they are assigned."""
 
-    def units(self) -> Iterator[Unit]:
-        """Yield them, until there are no more."""
-        ...
-
-    def upcoming(self) -> Sequence[Unit]:
-        """Return those that are assigned and not yet yielded."""
+    def units(self, on_arrival: Callable[[Unit], None]) -> Iterator[Unit]:
+        """Yield them, until there are no more. Each is told of as soon as it is assigned."""
         ...
 
     def rewind(self) -> None:
@@ -49,14 +46,20 @@ class ReadAhead:
             self.close()
             self._columns = columns
             self._chunks = start_reading(
-                self._units.units(),
-                self._units.upcoming,
+                self._units.units(self._on_arrival(columns)),
                 self._source,
                 schema=self._schema,
                 columns=columns,
                 room=self._room,
             )
         return self._chunks
+
+    def _on_arrival(self, columns: Sequence[str]) -> Callable[[Unit], None]:
+        """Return what lets a far source open a unit before its turn has come."""
+        ahead: Callable[..., None] | None = getattr(self._source, "ahead", None)
+        if ahead is None:
+            return lambda _: None
+        return partial(ahead, schema=self._schema, columns=columns)
 
     def close(self) -> None:
         """Stop reading."""

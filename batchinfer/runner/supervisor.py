@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from batchinfer.runner.signals import Interrupts
 
 _UNITS_AHEAD = 2
+_AHEAD_S = 1.0
+_MOST_UNITS = 16
 _MAX_DEATHS = 3
 _FIRST_BACKOFF_S = 0.5
 _LONGEST_BACKOFF_S = 30.0
@@ -85,6 +87,16 @@ class _Member:
     stalled_at: float | None = None
     killed: bool = False
     in_hand: list[Entry] = field(default_factory=list)
+    ready_at: float = 0.0
+    committed: int = 0
+
+    def units_at_once(self, now: float) -> int:
+        """Return how many units it should have: one, which is read while the model is loaded; then two more
+        than it works on, and of short ones as many as it does in a second, which a far store is asked for."""
+        if not self.ready:
+            return 1
+        per_second = self.committed / max(now - self.ready_at, _AHEAD_S)
+        return min(_UNITS_AHEAD + 1 + int(per_second * _AHEAD_S), _MOST_UNITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +201,8 @@ class Supervisor:
             member.worker.channel.send(message)
 
     def _feed(self, member: _Member) -> None:
-        """Keep a worker two units ahead, so that it never waits for us."""
-        # One at first: it is read while the model is loaded.
-        most = _UNITS_AHEAD + 1 if member.ready else 1
+        """Keep a worker two units ahead, and about a second, so that it never waits for us."""
+        most = member.units_at_once(time.monotonic())
         while not member.stopping and len(member.assigned) < most:
             assign = self._work.take()
             if assign is None:
@@ -234,6 +245,7 @@ class Supervisor:
         match message:
             case Ready():
                 member.ready = self._sound = True
+                member.ready_at = now
                 member.watchdog.progress(now)
                 self._on_ready(message)
                 self._emit(
@@ -274,6 +286,7 @@ class Supervisor:
                 member.watchdog.progress(now)
                 member.assigned.pop(message.receipt.unit, None)
                 member.deaths = 0
+                member.committed += 1
                 self._inquest.close(message.receipt.unit)
                 self._emit(UnitCommitted(worker=member.index, receipt=message.receipt))
                 self._work.done(message.receipt)

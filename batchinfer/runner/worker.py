@@ -13,7 +13,6 @@ import resource
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -48,8 +47,10 @@ class _Inbox:
     def __init__(self, channel: Channel, box: BlackBox | None) -> None:
         self._channel = channel
         self._units: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
-        self._waiting: deque[Unit] = deque()
         self._taken: list[Unit] = []
+        self._assigned: list[Unit] = []
+        self._on_arrival: Callable[[Unit], None] = lambda _: None
+        self._arriving = threading.Lock()
         self._reader = 0
         self.stop = threading.Event()
         self.stop_early = False
@@ -63,8 +64,15 @@ class _Inbox:
         self._take(messages[1:])
         threading.Thread(target=self._listen, name="inbox", daemon=True).start()
 
-    def units(self) -> Iterator[Unit]:
+    def units(self, on_arrival: Callable[[Unit], None]) -> Iterator[Unit]:
         """Yield units as they are assigned, until the parent says that there are no more."""
+        with self._arriving:
+            self._on_arrival = on_arrival
+            for unit in self._assigned:
+                on_arrival(unit)
+        return self._each()
+
+    def _each(self) -> Iterator[Unit]:
         reader = self._reader
         yield from tuple(self._taken)
         while not self.stop.is_set() and reader == self._reader:
@@ -75,13 +83,8 @@ class _Inbox:
             if unit is None:
                 self._units.put(None)  # for whoever comes next
                 return
-            self._waiting.popleft()
             self._taken.append(unit)
             yield unit
-
-    def upcoming(self) -> tuple[Unit, ...]:
-        """Return the units that are assigned and not yet yielded."""
-        return tuple(self._waiting)
 
     def rewind(self) -> None:
         """End the iterator that is under way; the next one yields every unit again."""
@@ -101,7 +104,9 @@ class _Inbox:
                 self.care.tell(message.unit.index, message.suspects, message.poison)
                 if message.spilled:
                     self.spilled.add(message.unit.index)
-                self._waiting.append(message.unit)
+                with self._arriving:
+                    self._assigned.append(message.unit)
+                    self._on_arrival(message.unit)
                 self._units.put(message.unit)
             elif isinstance(message, Stop):
                 self._units.put(None)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.data import Block, Chunk, Entry, Shard, Unit
-from batchinfer.errors import DataError
+from batchinfer.errors import BatchinferError, DataError
 from batchinfer.sources.listing import Inputs
 from batchinfer.sources.options import SourceOptions
 from batchinfer.sources.parquet_rows import Cursor, OpenParquet
@@ -21,7 +21,7 @@ from batchinfer.sources.select import Selection, partition_guarantee
 
 _SUFFIXES = (".parquet", ".pq", ".parq")
 _KEPT_CURSORS = 2
-_MOST_AHEAD = 4
+_FILES = 4
 _BUFFER_BYTES = 2 * 1024 * 1024
 
 
@@ -40,7 +40,7 @@ class ParquetSource:
         self._inputs = Inputs(options, _SUFFIXES)
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[Any, ...], Cursor] = OrderedDict()
-        self._opening: OrderedDict[tuple[str, str], Future[OpenParquet]] = OrderedDict()
+        self._files: OrderedDict[tuple[str, str], Future[OpenParquet]] = OrderedDict()
         self._opener: ThreadPoolExecutor | None = None
         self.selection = Selection(options)
 
@@ -90,27 +90,43 @@ class ParquetSource:
 
     def ahead(self, unit: Unit, *, schema: pa.Schema, columns: Sequence[str]) -> None:
         """Open the file of a unit that will be read soon, and begin to fetch, where it is far away."""
-        shard = unit.shard
-        key = (shard.uri, shard.version)
-        if "://" not in shard.uri or not self.selection.may_match(shard, schema):
+        if "://" not in unit.shard.uri or not self.selection.may_match(unit.shard, schema):
             return
+        if not any(start == unit.start for _, start, _, _ in _groups(unit)):
+            return  # the unit before it leaves a cursor
         with self._lock:
-            if key in self._opening:
-                return
-            while len(self._opening) >= _MOST_AHEAD:
-                self._opening.popitem(last=False)  # somebody else has read it
-            self._opener = self._opener or ThreadPoolExecutor(1, "open")
-            self._opening[key] = self._opener.submit(self._begin, unit, schema, tuple(columns))
+            self._opener = self._opener or ThreadPoolExecutor(_FILES, "open")
+        self._opener.submit(self._begin, unit, schema, columns)
 
-    def _begin(self, unit: Unit, schema: pa.Schema, columns: tuple[str, ...]) -> OpenParquet:
-        """Open a file, and begin to fetch the first row group of a unit."""
-        opened = self._open(unit.shard.uri, unit.shard.version)
-        wanted = self.selection.file_columns(columns, unit.shard)
-        groups = self._matching(unit, schema, opened)
-        first = next((group for group, _, low, high in _groups(unit) if low < high and group in groups), None)
-        if first is not None:
-            opened.expect([first], wanted)
-        return opened
+    def _begin(self, unit: Unit, schema: pa.Schema, columns: Sequence[str]) -> None:
+        """Open a file, and begin to fetch the first row group of a unit. Its reader meets what fails."""
+        with contextlib.suppress(BatchinferError, pa.ArrowException, OSError, ValueError):
+            opened = self._file(unit.shard)
+            groups = self._matching(unit, schema, opened)
+            for group, _, low, high in _groups(unit):
+                if low < high and group in groups:
+                    opened.expect(group, self.selection.file_columns(columns, unit.shard))
+                    return
+
+    def _file(self, shard: Shard) -> OpenParquet:
+        """Open a file, or share one that is open, if it is far away: opening takes two requests."""
+        if "://" not in shard.uri:
+            return self._open(shard.uri, shard.version)
+        key = (shard.uri, shard.version)
+        with self._lock:
+            known = self._files.get(key)
+            opening = self._files[key] = known or Future()
+            self._files.move_to_end(key)
+            while len(self._files) > _FILES:
+                self._files.popitem(last=False)
+        if known is None:
+            try:
+                opening.set_result(self._open(shard.uri, shard.version))
+            except BaseException as error:  # noqa: BLE001 - raised below, and to whoever waits
+                opening.set_exception(error)
+                with self._lock:
+                    self._files.pop(key, None)
+        return opening.result()
 
     def _pieces(
         self, unit: Unit, schema: pa.Schema, columns: list[str], batch_rows: int
@@ -126,17 +142,16 @@ class ParquetSource:
                 opened = opened or self._checked(shard, columns)
                 groups = self._matching(unit, schema, opened) if groups is None else groups
                 if group in groups:
-                    following = [part[0] for part in parts[at : at + 2] if part[0] in groups]
-                    opened.expect(following, columns)
+                    for following, *_ in parts[at : at + 2]:
+                        if following in groups:
+                            opened.expect(following, columns)
                     cursor = Cursor(opened, group, columns, first=start, batch_rows=batch_rows)
             if cursor is not None:
                 yield from cursor.take(low, high)
                 self._keep(key, cursor, until=start + shard.blocks[group].num_rows)
 
     def _checked(self, shard: Shard, columns: Sequence[str]) -> OpenParquet:
-        with self._lock:
-            opening = self._opening.pop((shard.uri, shard.version), None)
-        opened = opening.result() if opening is not None else self._open(shard.uri, shard.version)
+        opened = self._file(shard)
         missing = [name for name in columns if name not in opened.file.schema_arrow.names]
         if missing:
             raise DataError(f"column {missing[0]!r} is missing", where=shard.uri)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -31,16 +31,19 @@ class OpenParquet:
     uri: str
     raw: Any
     file: pq.ParquetFile
+    expected: set[tuple[int, tuple[str, ...]]] = field(default_factory=set)
 
-    def expect(self, groups: Sequence[int], columns: Sequence[str]) -> None:
-        """Begin to fetch some columns of row groups that will be read, where the file is far away."""
-        if hasattr(self.raw, "expect"):
-            self.raw.expect(
-                (start, start + chunk.total_compressed_size)
-                for group in groups
-                for _, chunk in _chunks(self, group, columns)
-                if (start := _first_byte(chunk)) is not None and chunk.total_compressed_size > 0
-            )
+    def expect(self, group: int, columns: Sequence[str]) -> None:
+        """Begin to fetch some columns of a row group that will be read, where the file is far away."""
+        key = (group, tuple(columns))
+        if key in self.expected or not hasattr(self.raw, "expect"):
+            return
+        self.expected.add(key)
+        self.raw.expect(
+            (start, start + chunk.total_compressed_size)
+            for _, chunk in _chunks(self, group, columns)
+            if (start := _first_byte(chunk)) is not None and chunk.total_compressed_size > 0
+        )
 
 
 class Cursor:
@@ -50,6 +53,8 @@ class Cursor:
         self, opened: OpenParquet, group: int, columns: Sequence[str], *, first: int, batch_rows: int
     ) -> None:
         _check_chunks(opened, group, columns)
+        # What was fetched goes as it is read: whoever reads it again expects it anew.
+        opened.expected.discard((group, tuple(columns)))
         rows = _rows_at_once(opened, group, columns, batch_rows)
         self.at = first
         self._where = opened.uri

@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import random
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,9 @@ def test_a_model_that_fails_ends_the_run(seed: int, monkeypatch: pytest.MonkeyPa
     before = threading.active_count()
     with pytest.raises(JobFileError, match="refuses its work"):
         run_rows(rng)
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before + 1 and time.monotonic() < deadline:
+        time.sleep(0.01)  # those that were told to end are ending
     assert threading.active_count() <= before + 1
 
 

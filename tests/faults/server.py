@@ -83,6 +83,7 @@ class FaultServer:
         self.latency_s = latency_s
         self.bytes_per_s = bytes_per_s
         self.ranges: list[tuple[str, int, int]] = []
+        self.times: list[tuple[float, float]] = []
         self.faults: list[Fault] = []
         self.requests: Counter[str] = Counter()
         self.objects: dict[str, _Object] = {}
@@ -239,6 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Get an object, a piece of one, or a page of a listing."""
+        self.began = time.monotonic()
         time.sleep(self.server_of.latency_s)
         query = parse_qs(urlsplit(self.path).query)
         if "list-type" in query:
@@ -302,13 +304,16 @@ class _Handler(BaseHTTPRequestHandler):
             start, stop = int(first), int(last) + 1 if last else len(body)
             headers["Content-Range"] = f"bytes {start}-{min(stop, len(body)) - 1}/{len(body)}"
             body, status = body[start:stop], 206
-            with server.lock:
-                server.ranges.append((key, start, stop))
+            asked_for = (key, start, stop)
         headers["Content-Length"] = str(len(body))
         if fault and fault.kind == "drip":
             self._drip(status, body, headers, fault.seconds)
         else:
             self._answer(status, body, headers)
+        if asked:
+            with server.lock:
+                server.ranges.append(asked_for)
+                server.times.append((self.began, time.monotonic()))
 
     def _drip(self, status: int, body: bytes, headers: dict[str, str], seconds: float) -> None:
         """Send a body byte by byte, for so long, and then hang up."""

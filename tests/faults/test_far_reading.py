@@ -48,7 +48,10 @@ def test_requests_and_bytes(tmp_path: Path, batchinfer: Run) -> None:
         whole = sum(len(one.body) for one in server.objects.values())
         job = {
             "job": "far",
-            "input": {"path": "s3://bucket/in/", "storage_options": OPTIONS | {"endpoint_url": server.endpoint}},
+            "input": {
+                "path": "s3://bucket/in/",
+                "storage_options": OPTIONS | {"endpoint_url": server.endpoint},
+            },
             "model": {
                 "backend": "simulated",
                 "seconds_per_batch": 0,
@@ -93,7 +96,10 @@ def test_a_row_group_that_is_larger_than_memory_allows(tmp_path: Path, batchinfe
         }
         job = {
             "job": "far",
-            "input": {"path": "s3://bucket/in/", "storage_options": OPTIONS | {"endpoint_url": server.endpoint}},
+            "input": {
+                "path": "s3://bucket/in/",
+                "storage_options": OPTIONS | {"endpoint_url": server.endpoint},
+            },
             "model": {"backend": "simulated", "seconds_per_batch": 0, "signature": signature},
             "compute": {"host_memory": "256MiB", "concurrency": 1},
             "output": {"path": str(tmp_path / "out"), "carry": ["id"]},
