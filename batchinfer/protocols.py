@@ -44,8 +44,8 @@ class Source(Protocol):
     Deterministic: the same unit gives the same rows in the same order, however often and from
     whichever process. Safe to call from several threads at once.
 
-    A source may have one thing more: `ahead(unit, schema=..., columns=...)`, called for units that will be
-    read soon, begins to open them, and returns at once.
+    A source may have two things more: `ahead(unit, schema=..., columns=...)`, called for units that will be
+    read soon, begins to open them, and returns at once; `close()` forgets what is open.
     """
 
     selection: Selects

@@ -67,6 +67,8 @@ class ReadAhead:
             self._units.rewind()
             self._chunks.close()
             self._chunks = None
+            if hasattr(self._source, "close"):
+                self._source.close()
 
 
 def columns_before_model(

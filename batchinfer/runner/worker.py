@@ -88,6 +88,8 @@ class _Inbox:
 
     def rewind(self) -> None:
         """End the iterator that is under way; the next one yields every unit again."""
+        with self._arriving:
+            self._on_arrival = lambda _: None
         self._reader += 1
 
     def _listen(self) -> None:

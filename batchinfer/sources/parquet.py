@@ -96,7 +96,7 @@ class ParquetSource:
             return  # the unit before it leaves a cursor
         with self._lock:
             self._opener = self._opener or ThreadPoolExecutor(_FILES, "open")
-        self._opener.submit(self._begin, unit, schema, columns)
+            self._opener.submit(self._begin, unit, schema, columns)
 
     def _begin(self, unit: Unit, schema: pa.Schema, columns: Sequence[str]) -> None:
         """Open a file, and begin to fetch the first row group of a unit. Its reader meets what fails."""
@@ -107,6 +107,15 @@ class ParquetSource:
                 if low < high and group in groups:
                     opened.expect(group, self.selection.file_columns(columns, unit.shard))
                     return
+
+    def close(self) -> None:
+        """Forget what is open."""
+        with self._lock:
+            self._kept.clear()
+            self._files.clear()
+            opener, self._opener = self._opener, None
+        if opener is not None:
+            opener.shutdown(cancel_futures=True)
 
     def _file(self, shard: Shard) -> OpenParquet:
         """Open a file, or share one that is open, if it is far away: opening takes two requests."""
