@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -26,7 +27,7 @@ from batchinfer.engine.room import Room
 from batchinfer.engine.spill import Spills
 from batchinfer.engine.steps import Stepped, Steps, load_steps
 from batchinfer.engine.timeline import Timeline
-from batchinfer.engine.unit import MAX_CHUNK_ROWS, Way
+from batchinfer.engine.unit import MAX_CHUNK_ROWS, Timed, Way
 from batchinfer.hardware import gpus, stay_near
 from batchinfer.loader.batches import BatchPolicy
 from batchinfer.loader.costs import cost_of
@@ -40,8 +41,9 @@ from batchinfer.storage import open_store
 if TYPE_CHECKING:
     from batchinfer.data import Chunk, Unit
     from batchinfer.engine.care import Care
-    from batchinfer.protocols import Backend, Preprocessor, Source
+    from batchinfer.protocols import Backend, Postprocessor, Preprocessor, Sink, Source
     from batchinfer.runner.messages import Start
+    from batchinfer.storage import Store
 
 _WINDOW_BYTES = 64 * 1024 * 1024
 _CHUNK_BYTES = 4 * 1024 * 1024
@@ -79,13 +81,7 @@ def assemble(start: Start, *, units: Units, spilled: set[int], care: Care) -> It
     backend: Backend = registry.load("backends", job.model.backend)(job.model)
     schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(start.schema)))
     room = Room.of(start.memory_bytes)
-    early: ReadAhead | None = None
-    if start.purpose == "run":
-        source: Source = registry.load("sources", job.input.format)(job.input)
-        early = ReadAhead(units, source, schema, room)
-        guessed = columns_before_model(job, schema, steps)
-        if guessed is not None:
-            early.begin(guessed)
+    early = _read_early(job, schema, steps, units, room) if start.purpose == "run" else None
     in_processes = start.purpose == "run" and job.compute.loaders == "processes"
     loaders = Loaders(int(job.compute.readers)) if in_processes else None
     try:
@@ -100,35 +96,65 @@ def assemble(start: Start, *, units: Units, spilled: set[int], care: Care) -> It
         if start.purpose == "check":
             yield Assembly(backend, contract, None, settings)
             return
-        sink = registry.load("sinks", job.output.format)(job.output)
+        assert early is not None
+        parts = _Parts(job, start, schema, room, steps, backend, contract, policy)
+        through = parts.through_steps(loaders)
+        way = parts.way(early.begin(contract.read_columns), through, posts, spilled, care)
+        yield Assembly(backend, contract, way, settings)
+    finally:
+        if early is not None:
+            early.close()
+        if loaders is not None:
+            loaders.close()
+        backend.close()
+
+
+def _read_early(
+    job: Job, schema: pa.Schema, steps: Sequence[Preprocessor], units: Units, room: Room
+) -> ReadAhead:
+    """Begin to read the first units, where it is known which columns are needed."""
+    source: Source = registry.load("sources", job.input.format)(job.input)
+    early = ReadAhead(units, source, schema, room)
+    guessed = columns_before_model(job, schema, steps)
+    if guessed is not None:
+        early.begin(guessed)
+    return early
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What fits together, once that is known."""
+
+    job: Job
+    start: Start
+    schema: pa.Schema
+    room: Room
+    steps: Sequence[Preprocessor]
+    backend: Backend
+    contract: Contract
+    policy: BatchPolicy
+
+    def way(
+        self,
+        chunks: Generator[Timed, None, None],
+        through: Callable[[Chunk], Stepped],
+        posts: Sequence[Postprocessor],
+        spilled: set[int],
+        care: Care,
+    ) -> Way:
+        """Return the way of the batches, from rows that are read to units that are written."""
+        job, start, contract, policy = self.job, self.start, self.contract, self.policy
         store = open_store(job.output.path, job.output.storage_options)
         layout = OutputLayout(**{**start.layout, "partition_by": tuple(start.layout["partition_by"])})
-
-        def open_unit(unit: Unit) -> UnitWriter:
-            """Begin the output of a unit."""
-            return UnitWriter(
-                unit,
-                layout=layout,
-                sink=sink,
-                store=store,
-                metadata=start.metadata,
-                deterministic=job.output.commit == "deterministic",
-            )
-
-        assert early is not None
         ragged_rows = window_rows(job, policy.by, policy.size, token_bytes=contract.token_bytes)
         windows = _window_policy(contract, policy, ragged_rows=ragged_rows)
-        way = Way(
-            chunks=early.begin(contract.read_columns),
-            encode=Encoder(
-                job,
-                CarefulSteps(_through_steps(job, start.device, schema, contract, steps, loaders), care),
-                run=start.run,
-            ),
+        return Way(
+            chunks=chunks,
+            encode=Encoder(job, CarefulSteps(through, care), run=start.run),
             windows=windows,
             batches=policy,
             pipeline=open_pipeline(
-                with_pixels(backend, contract.pixels), start.device, host_bytes=room.batches
+                with_pixels(self.backend, contract.pixels), start.device, host_bytes=self.room.batches
             ),
             spills=Spills(
                 store,
@@ -139,56 +165,54 @@ def assemble(start: Start, *, units: Units, spilled: set[int], care: Care) -> It
                 expected=spilled,
             ),
             gatherer=Gatherer(contract, [step.name for step in job.postprocess], posts, job.errors, care),
-            open_unit=open_unit,
+            open_unit=self._open_unit(store, layout),
             readers=int(job.compute.readers),
             chunk_rows=min(windows.rows, MAX_CHUNK_ROWS),
-            room=room,
+            room=self.room,
             depth=2 if start.device.startswith("cuda") else 1,
             lanes=start.concurrency,
-            outputs=backend.outputs,
+            outputs=self.backend.outputs,
             care=care,
             ceiling=_ceiling(job, start),
             bit=job.compute.determinism == "bit",
             timeline=Timeline(start.concurrency),
             sample=Sample(start.concurrency) if start.measure else None,
         )
-        yield Assembly(backend, contract, way, settings)
-    finally:
-        if early is not None:
-            early.close()
-        if loaders is not None:
-            loaders.close()
-        backend.close()
 
+    def _open_unit(self, store: Store, layout: OutputLayout) -> Callable[[Unit], UnitWriter]:
+        """Return what begins the output of a unit."""
+        sink: Sink = registry.load("sinks", self.job.output.format)(self.job.output)
+        return partial(
+            UnitWriter,
+            layout=layout,
+            sink=sink,
+            store=store,
+            metadata=self.start.metadata,
+            deterministic=self.job.output.commit == "deterministic",
+        )
 
-def _through_steps(
-    job: Job,
-    device: str,
-    schema: pa.Schema,
-    contract: Contract,
-    steps: Sequence[Preprocessor],
-    loaders: Loaders | None,
-) -> Callable[[Chunk], Stepped]:
-    """Return what runs the steps: the calling thread, or a loader process."""
-    columns = list(dict.fromkeys(bind.column for bind in contract.bindings))
-    floats = [bind.column for bind in contract.bindings if bind.dtype.startswith("float")]
-    if loaders is None:
-        here = Steps(job, steps, columns=columns, floats=floats)
-        return lambda chunk: here(chunk.rows)
-    asked = [step.input_columns() for step in steps]
-    sent = set(columns).union(*(names or () for names in asked))
-    loaders.open(
-        {
-            "job": job.to_message(),
-            "device": device,
-            "schema": base64.b64encode(taken(job, schema).serialize().to_pybytes()).decode(),
-            "columns": columns,
-            "floats": floats,
-        },
-        # What is only carried stays here, unless a step wants to see everything.
-        sent=None if None in asked else [name for name in contract.read_columns if name in sent],
-    )
-    return loaders
+    def through_steps(self, loaders: Loaders | None) -> Callable[[Chunk], Stepped]:
+        """Return what runs the steps: the calling thread, or a loader process."""
+        job, steps, contract = self.job, self.steps, self.contract
+        columns = list(dict.fromkeys(bind.column for bind in contract.bindings))
+        floats = [bind.column for bind in contract.bindings if bind.dtype.startswith("float")]
+        if loaders is None:
+            here = Steps(job, steps, columns=columns, floats=floats)
+            return lambda chunk: here(chunk.rows)
+        asked = [step.input_columns() for step in steps]
+        sent = set(columns).union(*(names or () for names in asked))
+        loaders.open(
+            {
+                "job": job.to_message(),
+                "device": self.start.device,
+                "schema": base64.b64encode(taken(job, self.schema).serialize().to_pybytes()).decode(),
+                "columns": columns,
+                "floats": floats,
+            },
+            # What is only carried stays here, unless a step wants to see everything.
+            sent=None if None in asked else [name for name in contract.read_columns if name in sent],
+        )
+        return loaders
 
 
 def _window_policy(contract: Contract, policy: BatchPolicy, *, ragged_rows: int) -> WindowPolicy:
