@@ -109,10 +109,12 @@ def run_units(
     way: Way,
     *,
     on_batch: Callable[[OutputBatch], None],
+    on_computed: Callable[[Unit], None],
     on_commit: Callable[[Receipt], None],
     stop: threading.Event,
 ) -> None:
-    """Run units in order; each is reported once it is committed, from the thread that did it.
+    """Run units in order; each is reported when it is computed, and once it is committed, by the thread that
+    did it.
 
     Any error ends the run, and nothing of an unfinished unit becomes visible. When `stop` is set,
     what is being committed is finished and the rest is dropped.
@@ -154,6 +156,7 @@ def run_units(
                 writer = writer or way.open_unit(unit)
                 writer.write(way.gatherer.rows(window, batches), failures(window, batches))
                 if window.span.last:
+                    on_computed(unit)
                     commits.append((pool.submit(commit, writer, unit), writer.num_bytes))
                     writer = None
                 _wait(commits, at_most=way.room.commits)

@@ -107,6 +107,14 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Computed:
+    """Worker to parent: the rows of a unit are all there, and it is being committed."""
+
+    unit: int
+    kind: Literal["computed"] = "computed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """Worker to parent: a unit is committed."""
 
@@ -126,7 +134,7 @@ class Failed:
     kind: Literal["failed"] = "failed"
 
 
-Message: TypeAlias = Start | Assign | Stop | Ready | Batches | Measured | Done | Failed
+Message: TypeAlias = Start | Assign | Stop | Ready | Batches | Measured | Computed | Done | Failed
 
 _CODEC: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 

@@ -8,7 +8,6 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from batchinfer.data import ErrorCode, Receipt, Unit
@@ -26,17 +25,25 @@ from batchinfer.events import (
 )
 from batchinfer.runner.endings import ending, quoted, standing
 from batchinfer.runner.inquest import Inquest
-from batchinfer.runner.messages import Assign, Batches, Done, Failed, Measured, Message, Ready, Start, Stop
-from batchinfer.runner.process import LineTail, Worker
+from batchinfer.runner.member import Member, Vacancy
+from batchinfer.runner.messages import (
+    Assign,
+    Batches,
+    Computed,
+    Done,
+    Failed,
+    Measured,
+    Message,
+    Ready,
+    Start,
+    Stop,
+)
+from batchinfer.runner.process import Worker
 from batchinfer.runner.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from batchinfer.engine.blackbox import Entry
     from batchinfer.runner.signals import Interrupts
 
-_UNITS_AHEAD = 2
-_AHEAD_S = 1.0
-_MOST_UNITS = 16
 _MAX_DEATHS = 3
 _FIRST_BACKOFF_S = 0.5
 _LONGEST_BACKOFF_S = 30.0
@@ -70,45 +77,6 @@ class Work(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Member:
-    """One place for a worker: the worker that is there now, and its history."""
-
-    index: int
-    start: Start
-    worker: Worker
-    watchdog: Watchdog
-    deaths: int = 0
-    assigned: dict[int, Unit] = field(default_factory=dict)
-    tail: LineTail = field(default_factory=LineTail)
-    ready: bool = False
-    stopping: bool = False
-    failure: Failed | None = None
-    stalled_at: float | None = None
-    killed: bool = False
-    in_hand: list[Entry] = field(default_factory=list)
-    ready_at: float = 0.0
-    committed: int = 0
-
-    def units_at_once(self, now: float) -> int:
-        """Return how many units it should have: one, which is read while the model is loaded; then two more
-        than it works on, and of short ones as many as it does in a second, which a far store is asked for."""
-        if not self.ready:
-            return 1
-        per_second = self.committed / max(now - self.ready_at, _AHEAD_S)
-        return min(_UNITS_AHEAD + 1 + int(per_second * _AHEAD_S), _MOST_UNITS)
-
-
-@dataclass(frozen=True, slots=True)
-class _Vacancy:
-    """A place whose worker died, until another starts there at `due`."""
-
-    index: int
-    start: Start
-    deaths: int
-    due: float
-
-
 class Supervisor:
     """Runs units on workers. One thread, one selector, no shared queue."""
 
@@ -133,8 +101,8 @@ class Supervisor:
         self._grace_s = grace_s
         self._stall_timeout = stall_timeout
         self._selector = selectors.DefaultSelector()
-        self._members: list[_Member] = []
-        self._vacancies: list[_Vacancy] = []
+        self._members: list[Member] = []
+        self._vacancies: list[Vacancy] = []
         self._inquest = Inquest()
         self._told: str | None = None
         self._sound = False
@@ -187,7 +155,7 @@ class Supervisor:
         """Start a worker, take it in, and tell it what to do."""
         worker = self._spawn(start)
         watchdog = Watchdog(self._stall_timeout, now=time.monotonic())
-        member = _Member(index, start, worker, watchdog, deaths)
+        member = Member(index, start, worker, watchdog, deaths)
         self._members.append(member)
         self._selector.register(worker.channel.read_fd, selectors.EVENT_READ, (member, self._hear))
         if worker.output_fd is not None:
@@ -195,15 +163,15 @@ class Supervisor:
         self._tell(member, start)
         self._feed(member)
 
-    def _tell(self, member: _Member, message: Message) -> None:
+    def _tell(self, member: Member, message: Message) -> None:
         # A broken pipe: it is dying, and its other pipe will say so.
         with contextlib.suppress(BrokenPipeError):
             member.worker.channel.send(message)
 
-    def _feed(self, member: _Member) -> None:
+    def _feed(self, member: Member) -> None:
         """Keep a worker two units ahead, and about a second, so that it never waits for us."""
         most = member.units_at_once(time.monotonic())
-        while not member.stopping and len(member.assigned) < most:
+        while not member.stopping and member.num_to_compute < most:
             assign = self._work.take()
             if assign is None:
                 return
@@ -212,7 +180,7 @@ class Supervisor:
             member.assigned[assign.unit.index] = assign.unit
             self._tell(member, self._inquest.brief(assign))
 
-    def _guard(self, member: _Member, now: float) -> None:
+    def _guard(self, member: Member, now: float) -> None:
         """End a worker that makes no progress: first with a dump of its stacks, then at once."""
         if member.stalled_at is None:
             waits = member.ready and not member.assigned
@@ -225,14 +193,14 @@ class Supervisor:
         elif now - member.stalled_at > _LOST_S:
             self._lose(member)
 
-    def _lose(self, member: _Member) -> None:
+    def _lose(self, member: Member) -> None:
         """Give up a worker that not even SIGKILL ends: its driver hangs, and its device with it."""
         self._leave(member)
         self._work.give_back(member.assigned.values())
         self._emit(WorkerExited(worker=member.index, code=-signal.SIGKILL, restarts=False))
         self._close_place(member, f"hangs in its driver and cannot be ended (pid {member.worker.pid})")
 
-    def _hear(self, member: _Member) -> None:
+    def _hear(self, member: Member) -> None:
         messages = member.worker.channel.receive()
         if messages is None:
             self._bury(member)
@@ -240,7 +208,7 @@ class Supervisor:
         for message in messages:
             self._take(member, message)
 
-    def _take(self, member: _Member, message: Message) -> None:
+    def _take(self, member: Member, message: Message) -> None:
         now = time.monotonic()
         match message:
             case Ready():
@@ -282,9 +250,13 @@ class Supervisor:
                         model_s=message.model_s,
                     )
                 )
+            case Computed():
+                member.watchdog.progress(now)
+                member.computed.add(message.unit)
             case Done():
                 member.watchdog.progress(now)
                 member.assigned.pop(message.receipt.unit, None)
+                member.computed.discard(message.receipt.unit)
                 member.deaths = 0
                 member.committed += 1
                 self._inquest.close(message.receipt.unit)
@@ -296,7 +268,7 @@ class Supervisor:
                 raise BatchinferError(f"a worker sent {type(message).__name__}, which only a parent sends")
         self._feed(member)
 
-    def _overhear(self, member: _Member) -> None:
+    def _overhear(self, member: Member) -> None:
         """Pass on what a worker prints."""
         assert member.worker.output_fd is not None
         data = os.read(member.worker.output_fd, 1 << 16)
@@ -306,7 +278,7 @@ class Supervisor:
         for line in member.tail.feed(data):
             self._emit(WorkerSaid(worker=member.index, line=line))
 
-    def _bury(self, member: _Member) -> None:
+    def _bury(self, member: Member) -> None:
         """A worker is gone: raise its error, or have another take its place."""
         self._leave(member)
         for line in member.worker.drain(member.tail):
@@ -334,14 +306,14 @@ class Supervisor:
             return
         self._replace(member, how)
 
-    def _inquire(self, member: _Member, how: str, cause: ErrorCode) -> bool:
+    def _inquire(self, member: Member, how: str, cause: ErrorCode) -> bool:
         """Ask what a dead worker had in hand; tell whether that helps the next one."""
         told = self._inquest.hear(member.in_hand, member.assigned, how=how, code=cause)
         for message in told or ():
             self._emit(Warned(code="poison", message=message))
         return told is not None
 
-    def _replace(self, member: _Member, how: str) -> None:
+    def _replace(self, member: Member, how: str) -> None:
         wait_s = min(_FIRST_BACKOFF_S * 2.0 ** max(member.deaths, 0), _LONGEST_BACKOFF_S)
         stack = ""
         if member.stalled_at is not None:
@@ -354,9 +326,9 @@ class Supervisor:
             )
         )
         due = time.monotonic() + wait_s
-        self._vacancies.append(_Vacancy(member.index, member.start, member.deaths + 1, due))
+        self._vacancies.append(Vacancy(member.index, member.start, member.deaths + 1, due))
 
-    def _close_place(self, member: _Member, how: str, unit: Unit | None = None) -> None:
+    def _close_place(self, member: Member, how: str, unit: Unit | None = None) -> None:
         """Start no worker there any more. Raises DeviceError where no place is left."""
         said = quoted(list(member.tail.lines)[-_LAST_LINES:])
         told = f"worker {member.index} on {member.start.device} {how}"
@@ -369,7 +341,7 @@ class Supervisor:
             hint="what was committed is kept; run the same command again once the cause is gone",
         )
 
-    def _leave(self, member: _Member) -> None:
+    def _leave(self, member: Member) -> None:
         self._members.remove(member)
         for fd in (member.worker.channel.read_fd, member.worker.output_fd):
             if fd is not None and fd in self._selector.get_map():

@@ -25,6 +25,7 @@ from batchinfer.runner.messages import (
     Batches,
     BatchNote,
     Channel,
+    Computed,
     Done,
     Failed,
     Measured,
@@ -149,7 +150,7 @@ class _Outbox:
         if notes or stages:
             self._channel.send(Batches(notes=notes, stages=stages, peak_bytes=peak_bytes()))
 
-    def send(self, message: Ready | Done | Measured | Failed) -> None:
+    def send(self, message: Ready | Computed | Done | Measured | Failed) -> None:
         """Send a message after the notes before it."""
         self.flush()
         self._channel.send(message)
@@ -192,6 +193,7 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
         run_units(
             assembly.way,
             on_batch=outbox.on_batch,
+            on_computed=lambda unit: outbox.send(Computed(unit=unit.index)),
             on_commit=lambda receipt: outbox.send(Done(receipt=receipt)),
             stop=inbox.stop,
         )

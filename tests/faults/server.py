@@ -38,6 +38,7 @@ Kind = Literal[
     "forbidden",
     "stale list",
     "hang",
+    "slow",
 ]
 _PAGE = 1000
 _TICK_S = 0.02
@@ -203,6 +204,10 @@ class _Handler(BaseHTTPRequestHandler):
                 assert fault is not None
                 time.sleep(fault.seconds)
                 self._drop()
+            case "slow":
+                assert fault is not None
+                time.sleep(fault.seconds)
+                return False
             case _:
                 return False
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import batchinfer as batchinfer_
 from batchinfer.events import Event, StagesTimed, UnitCommitted, WorkerReady
 from tests.conftest import Run, doubling_job, write_shards
+from tests.faults.server import Fault, FaultServer
 
 STEP = """
 import time
@@ -69,19 +71,50 @@ def test_the_stages_add_up(tmp_path: Path, concurrency: int) -> None:
     assert sum(watch.stages.values()) == pytest.approx(whole, rel=0.05)
 
 
-def test_a_bottleneck_is_named(tmp_path: Path, batchinfer: Run) -> None:
-    """Where a step takes longer than the model, the device waits for decoding, more than for all else."""
-    (tmp_path / "steps.py").write_text(STEP)
-    write_shards(tmp_path / "in", [640])
-    step = {"function": "steps:slow", "columns": ["x"], "output": {"x": "float32"}}
-    job = doubling_job(
-        tmp_path,
-        preprocess=[{"python": step}],
-        model={"seconds_per_batch": 0.002},
-        compute={"readers": 1},
-    )
-    stages = figures(batchinfer, job)["stage_seconds"]
-    assert stages.pop("decode") > sum(stages.values())
+def slow_step(folder: Path, server: FaultServer) -> dict[str, Any]:
+    """Let a step take ten times as long as the model."""
+    (folder / "steps.py").write_text(STEP)
+    write_shards(folder / "in", [640])
+    return {
+        "preprocess": [
+            {"python": {"function": "steps:slow", "columns": ["x"], "output": {"x": "float32"}}},
+        ],
+        "compute": {"readers": 1},
+    }
+
+
+def slow_to_read(folder: Path, server: FaultServer) -> dict[str, Any]:
+    """Let every request for the input take a while."""
+    write_shards(folder / "in", [100] * 20)
+    for path in (folder / "in").iterdir():
+        server.put(f"bucket/in/{path.name}", path.read_bytes(), {})
+    return {"input": {"path": "s3://bucket/in/", "storage_options": far(server)}}
+
+
+def slow_to_write(folder: Path, server: FaultServer) -> dict[str, Any]:
+    """Let every part take a while to arrive."""
+    write_shards(folder / "in", [3000])
+    server.latency_s = 0
+    server.faults.append(Fault("slow", pattern="*/part-*", seconds=0.4))
+    return {"output": {"path": "s3://bucket/out/", "storage_options": far(server)}}
+
+
+def far(server: FaultServer) -> dict[str, str]:
+    """Return what is needed to reach a server."""
+    return {"endpoint_url": server.endpoint, "key": "k", "secret": "${env:BATCHINFER_TEST_SECRET}"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "plant"), [("decode", slow_step), ("read", slow_to_read), ("write", slow_to_write)]
+)
+def test_a_bottleneck_is_named(
+    tmp_path: Path, batchinfer: Run, stage: str, plant: Callable[[Path, FaultServer], dict[str, Any]]
+) -> None:
+    """Where one stage takes longer than the model, the device waits for it, more than for all else."""
+    with FaultServer(latency_s=0.25) as server:
+        job = doubling_job(tmp_path, **{"model": {"seconds_per_batch": 0.002}, **plant(tmp_path, server)})
+        stages = figures(batchinfer, job)["stage_seconds"]
+    assert stages.pop(stage) > sum(stages.values()), stages
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])

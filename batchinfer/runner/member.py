@@ -1,0 +1,66 @@
+"""A place for a worker, as the supervisor keeps it: who is there now, and what it has in hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from batchinfer.runner.process import LineTail
+
+if TYPE_CHECKING:
+    from batchinfer.data import Unit
+    from batchinfer.engine.blackbox import Entry
+    from batchinfer.runner.messages import Failed, Start
+    from batchinfer.runner.process import Worker
+    from batchinfer.runner.watchdog import Watchdog
+
+_UNITS_AHEAD = 2
+_AHEAD_S = 1.0
+_MOST_UNITS = 16
+_MOST_COMMITTING = 16
+
+
+@dataclass(slots=True)
+class Member:
+    """One place for a worker: the worker that is there now, and its history."""
+
+    index: int
+    start: Start
+    worker: Worker
+    watchdog: Watchdog
+    deaths: int = 0
+    assigned: dict[int, Unit] = field(default_factory=dict)
+    computed: set[int] = field(default_factory=set)
+    tail: LineTail = field(default_factory=LineTail)
+    ready: bool = False
+    stopping: bool = False
+    failure: Failed | None = None
+    stalled_at: float | None = None
+    killed: bool = False
+    in_hand: list[Entry] = field(default_factory=list)
+    ready_at: float = 0.0
+    committed: int = 0
+
+    @property
+    def num_to_compute(self) -> int:
+        """Units that it has and that are not yet being committed: a slow store must not keep it waiting. So
+        many may be under way there that they are done within a grace period."""
+        return len(self.assigned) - min(len(self.computed), _MOST_COMMITTING)
+
+    def units_at_once(self, now: float) -> int:
+        """Return how many units it should have: one, which is read while the model is loaded; then two more
+        than it works on, and of short ones as many as it does in a second, which a far store is asked for."""
+        if not self.ready:
+            return 1
+        per_second = self.committed / max(now - self.ready_at, _AHEAD_S)
+        return min(_UNITS_AHEAD + 1 + int(per_second * _AHEAD_S), _MOST_UNITS)
+
+
+@dataclass(frozen=True, slots=True)
+class Vacancy:
+    """A place whose worker died, until another starts there at `due`."""
+
+    index: int
+    start: Start
+    deaths: int
+    due: float
