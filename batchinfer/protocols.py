@@ -142,6 +142,18 @@ class Postprocessor(Protocol):
         ...
 
 
+class PartEncoder(Protocol):
+    """Encodes the rows of one part as they come. Not used by two threads at once."""
+
+    def write(self, rows: pa.Table) -> None:
+        """Add rows. Raises ContractError for a type it cannot hold."""
+        ...
+
+    def finish(self, metadata: Mapping[str, str]) -> pa.Buffer:
+        """Return the part, whole, with what is known of it only now."""
+        ...
+
+
 class Sink(Protocol):
     """An output format. What it encodes is a pure function of the rows: no time, host or run in it.
 
@@ -150,8 +162,8 @@ class Sink(Protocol):
 
     suffix: str
 
-    def encode(self, rows: pa.Table, metadata: Mapping[str, str]) -> pa.Buffer:
-        """Encode the rows of one part, whole. Raises ContractError for a type it cannot hold."""
+    def begin(self, schema: pa.Schema, metadata: Mapping[str, str]) -> PartEncoder:
+        """Begin a part of rows of a schema. Raises ContractError for a type it cannot hold."""
         ...
 
     def count(self, data: bytes) -> tuple[int, int]:

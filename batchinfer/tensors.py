@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from batchinfer.arrow_views import column_of, values_of
 from batchinfer.data import TensorSpec
 
 if TYPE_CHECKING:
@@ -130,8 +131,8 @@ def to_numpy(array: pa.Array) -> np.ndarray[Any, Any]:
     while pa.types.is_fixed_size_list(array.type):
         shape.append(array.type.list_size)
         array = array.flatten()
-    values = array.to_numpy(zero_copy_only=not pa.types.is_boolean(array.type))
-    return np.asarray(values).reshape(shape)
+    values = values_of(array)
+    return values.reshape(shape) if len(shape) > 1 else values
 
 
 def null_rows(array: pa.Array) -> np.ndarray[Any, Any]:
@@ -140,7 +141,7 @@ def null_rows(array: pa.Array) -> np.ndarray[Any, Any]:
         return np.empty(0, np.int64)
     bad = np.zeros(len(array), dtype=bool)
     if array.null_count:
-        bad |= array.is_null().to_numpy(zero_copy_only=False)
+        bad |= values_of(array.is_null())
     if pa.types.is_fixed_size_list(array.type):
         size = array.type.list_size
         inner = array.values.slice(array.offset * size, len(array) * size)
@@ -150,15 +151,15 @@ def null_rows(array: pa.Array) -> np.ndarray[Any, Any]:
     elif _is_ragged(array.type):
         inner = array.values
         if inner.null_count:
-            holes = np.concatenate([[0], np.cumsum(inner.is_null().to_numpy(zero_copy_only=False))])
-            offsets = array.offsets.to_numpy()
+            holes = np.concatenate([[0], np.cumsum(values_of(inner.is_null()))])
+            offsets = values_of(array.offsets)
             bad |= holes[offsets[1:]] > holes[offsets[:-1]]
     return np.flatnonzero(bad)
 
 
 def lengths(array: pa.Array) -> np.ndarray[Any, Any]:
     """Return the list lengths of a ragged column, int64 of shape (rows,)."""
-    sizes: np.ndarray[Any, Any] = np.diff(array.offsets.to_numpy()).astype(np.int64)
+    sizes: np.ndarray[Any, Any] = np.diff(values_of(array.offsets)).astype(np.int64)
     return sizes
 
 
@@ -166,7 +167,7 @@ def pad(array: pa.Array, *, value: float = 0, width: int | None = None) -> np.nd
     """Pad a ragged column on the right to its longest row (or `width`): shape (rows, width)."""
     sizes = lengths(array)
     width = max(int(sizes.max(initial=0)), 1) if width is None else width
-    flat = array.flatten().to_numpy(zero_copy_only=False)
+    flat = values_of(array.flatten())
     if sizes.size and int(sizes.min()) == width:
         return np.ascontiguousarray(flat.reshape(len(sizes), width))
     padded = np.full((len(sizes), width), value, dtype=flat.dtype)
@@ -185,7 +186,7 @@ def to_arrow(column: Column, type_: pa.DataType) -> pa.Array:
     if not (pa.types.is_list(type_) or pa.types.is_fixed_size_list(type_)):
         if values.ndim != 1:
             raise ValueError(f"has shape {values.shape}, which is no {format_type(type_)} per row")
-        array = pa.array(np.ascontiguousarray(values))
+        array = column_of(np.ascontiguousarray(values))
         return array if array.type == type_ else array.cast(type_)
     if values.ndim < 2:  # noqa: PLR2004 - rows and at least one more axis
         raise ValueError(f"has shape {values.shape}, which is no {format_type(type_)} per row")
@@ -197,6 +198,32 @@ def is_slow_bytes(type_: pa.DataType) -> bool:
     reading them takes about forty times as long as reading raw bytes."""
     is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
     return is_list and (type_.value_type == pa.uint8() or is_slow_bytes(type_.value_type))
+
+
+def num_bytes(rows: pa.RecordBatch | pa.Table) -> int:
+    """Return the bytes of some rows. Columns of one width are not asked for their buffers: that is far
+    cheaper, and no other thread gets its turn meanwhile."""
+    bits, others = 0, 0
+    for at, type_ in enumerate(rows.schema.types):
+        width = _num_bits(type_)
+        if width is None:
+            others += rows.column(at).nbytes
+        else:
+            bits += width
+    return int(bits * rows.num_rows // 8 + others)
+
+
+def least_bytes(schema: pa.Schema) -> int:
+    """Return the bytes of a row, as far as its type tells: columns of varying width count as nothing."""
+    return sum(_num_bits(type_) or 0 for type_ in schema.types) // 8
+
+
+def _num_bits(type_: pa.DataType) -> int | None:
+    """Return the bits of a value, None where they vary or where values are shared."""
+    if isinstance(type_, pa.FixedSizeListType):
+        inner = _num_bits(type_.value_type)
+        return None if inner is None else inner * int(type_.list_size)
+    return int(type_.bit_width) if pa.types.is_primitive(type_) else None
 
 
 def nulls(type_: pa.DataType, num_rows: int) -> pa.Array:
@@ -234,7 +261,7 @@ def _nested(flat: np.ndarray[Any, Any], shape: tuple[int, ...], type_: pa.DataTy
         if not (pa.types.is_list(inner) or pa.types.is_fixed_size_list(inner)):
             raise ValueError(f"has shape {shape}, which is no {format_type(type_)} per row")
         inner = inner.value_type
-    array = pa.array(np.ascontiguousarray(flat))
+    array = column_of(np.ascontiguousarray(flat))
     array = array if array.type == inner else array.cast(inner)
     for axis in range(len(levels) - 1, -1, -1):
         size, level = shape[axis + 1], levels[axis]
@@ -244,7 +271,7 @@ def _nested(flat: np.ndarray[Any, Any], shape: tuple[int, ...], type_: pa.DataTy
             array = pa.FixedSizeListArray.from_arrays(array, type=level)
         else:
             rows = int(np.prod(shape[: axis + 1]))
-            offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * size)
+            offsets = column_of(np.arange(rows + 1, dtype=np.int32) * size)
             array = pa.ListArray.from_arrays(offsets, array, type=level)
     return array
 
@@ -271,7 +298,7 @@ def rows_not_finite(column: pa.Array) -> np.ndarray[Any, Any]:
     if not pa.types.is_floating(inner):
         return np.empty(0, np.int64)
     if is_ragged(column.type):
-        flat = column.flatten().to_numpy(zero_copy_only=False)
+        flat = values_of(column.flatten())
         owners = np.repeat(np.arange(len(column)), lengths(column))
         return np.unique(owners[~np.isfinite(flat)])
     values = to_numpy(column).reshape(len(column), -1)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, settings
+
+from batchinfer.protocols import Sink
 
 settings.register_profile(
     "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
@@ -110,6 +113,17 @@ def doubling_job(folder: Path, **sections: Any) -> Path:
     path = folder / "job.yaml"
     path.write_text(json.dumps(document))
     return path
+
+
+def encoded(
+    sink: Sink, rows: pa.Table, metadata: Mapping[str, str], *, cuts: Sequence[int] = ()
+) -> pa.Buffer:
+    """Encode a part, its rows at once or cut before some of them."""
+    part = sink.begin(rows.schema, {})
+    bounds = [0, *cuts, rows.num_rows]
+    for start, stop in itertools.pairwise(bounds):
+        part.write(rows.slice(start, stop - start))
+    return part.finish(metadata)
 
 
 def parts_of(folder: Path) -> dict[str, bytes]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from batchinfer.arrow_views import values_of
 from batchinfer.engine.blackbox import BlackBox, Entry, Stage
 
 if TYPE_CHECKING:
@@ -106,5 +107,5 @@ def entry_of(stage: Stage, batch: HostBatch, start: int, stop: int, *, alone: bo
 def numbers_of(batch: HostBatch, start: int, stop: int) -> np.ndarray[Any, Any]:
     """Return the numbers in their file of rows [start, stop) of a batch, int64."""
     assert batch.window.carried is not None
-    numbers = batch.window.carried["#row"].to_numpy()
+    numbers = values_of(batch.window.carried["#row"])
     return np.asarray(numbers[batch.rows[start:stop]])

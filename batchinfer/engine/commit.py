@@ -5,8 +5,10 @@ unit has. Creating fails if the name exists, so of several writers exactly one i
 from __future__ import annotations
 
 import json
-from collections import Counter
+import threading
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -18,9 +20,10 @@ from batchinfer.crash import crash_point
 from batchinfer.data import PartFile, Receipt, RowError, Unit
 from batchinfer.engine.publish import Outcome, new_attempt, publish, sha256
 from batchinfer.errors import BatchinferError, DataError
+from batchinfer.tensors import num_bytes
 
 if TYPE_CHECKING:
-    from batchinfer.protocols import Sink
+    from batchinfer.protocols import PartEncoder, Sink
     from batchinfer.storage import Store
 
 FORMAT_VERSION = 1
@@ -68,8 +71,26 @@ class OutputLayout:
         return f"{self.root.rstrip('/')}/{name}"
 
 
+@dataclass(slots=True)
+class _Part:
+    """One file of a unit while it is encoded, without the columns that `become` its folder."""
+
+    folder: str
+    encoder: PartEncoder
+    become: tuple[str, ...]
+    num_rows: int = 0
+    num_errors: int = 0
+
+    def write(self, rows: pa.Table) -> None:
+        """Encode some rows, and count them."""
+        self.num_rows += rows.num_rows
+        if "_error" in rows.column_names:
+            self.num_errors += rows.num_rows - rows["_error"].null_count
+        self.encoder.write(rows.drop_columns(list(self.become)) if self.become else rows)
+
+
 class UnitWriter:
-    """Collects one unit's rows; `commit` encodes and publishes them. Nothing is visible before.
+    """Encodes one unit's rows as they come; `commit` publishes them. Nothing is visible before.
 
     `deterministic`: the job declares that a unit's bytes never differ, because the store may overwrite.
     """
@@ -91,26 +112,39 @@ class UnitWriter:
         self._metadata = dict(metadata)
         self._deterministic = deterministic
         self._attempt = new_attempt()
-        self._tables: list[pa.Table] = []
+        self._tables: deque[pa.Table] = deque()
+        self._part: _Part | None = None
+        self._encoding: Future[None] | None = None
+        self._turn = threading.Lock()
+        self._is_encoding = False
+        self._num_rows = self._num_bytes = 0
         self._failed: list[RowError] = []
 
-    def write(self, rows: pa.Table, failed: Sequence[RowError] = ()) -> None:
-        """Add rows in source order, and say which of them failed."""
-        self._tables.append(rows)
+    def write(self, rows: pa.Table, failed: Sequence[RowError] = (), pool: Executor | None = None) -> None:
+        """Add rows in source order, and say which of them failed. With a `pool`, they are encoded there,
+        one after the other, unless it takes all of a unit's rows to know which file each is for."""
+        self._num_rows += rows.num_rows
+        self._num_bytes += num_bytes(rows)
         self._failed.extend(failed)
+        with self._turn:
+            self._tables.append(rows)
+            if pool is None or self._layout.records or self._is_encoding:
+                return
+            self._is_encoding = True
+        self._encoding = pool.submit(self._encode)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the rows so far."""
-        return sum(table.nbytes for table in self._tables)
+        return self._num_bytes
 
     def commit(self) -> Receipt:
         """Publish the unit. Raises UnavailableError when the store stays unclear about it, DataError
         where a part that was declared deterministic is there with other bytes."""
-        rows = pa.concat_tables(self._tables)
-        # Every folder must have its name before anything is published.
-        pieces = list(self._by_folder(rows))
-        published = [self._publish(folder, table) for folder, table in pieces]
+        if self._encoding is not None:
+            # It was begun before this was: whoever waits here does not wait for a place in the pool.
+            self._encoding.result()
+        published = [self._publish(part) for part in self._parts()]
         parts = tuple(part for part, _ in published)
         outcomes = {outcome for _, outcome in published}
         if self._layout.records:
@@ -119,20 +153,42 @@ class UnitWriter:
         return Receipt(
             unit=self._unit.index,
             parts=parts,
-            rows_read=rows.num_rows,
-            rows_ok=rows.num_rows - len(self._failed),
+            rows_read=self._num_rows,
+            rows_ok=self._num_rows - len(self._failed),
             rows_error=len(self._failed),
-            rows_filtered=self._unit.num_rows - rows.num_rows,
+            rows_filtered=self._unit.num_rows - self._num_rows,
             won=outcomes <= {Outcome.WON},
             diverged=Outcome.OTHER in outcomes,
             errors=tuple(self._failed[:_MAX_SAMPLES]),
             error_codes=dict(Counter(str(error.code) for error in self._failed)),
         )
 
-    def _publish(self, folder: str, table: pa.Table) -> tuple[PartFile, Outcome]:
-        num_errors = 0
-        if "_error" in table.column_names:
-            num_errors = table.num_rows - table["_error"].null_count
+    def _encode(self) -> None:
+        """Encode the rows that are there, until there are none."""
+        while True:
+            with self._turn:
+                if not self._tables:
+                    self._is_encoding = False
+                    return
+                rows = self._tables.popleft()
+            self._part = self._part or self._begin(self._folder_of_all(), rows)
+            self._part.write(rows)
+
+    def _parts(self) -> list[_Part]:
+        """Encode what is not yet encoded. Every folder has its name before anything is published."""
+        if not self._layout.records:
+            self._encode()
+            assert self._part is not None
+            return [self._part]
+        parts = []
+        for folder, rows in self._by_folder(pa.concat_tables(self._tables)):
+            part = self._begin(folder, rows)
+            part.write(rows)
+            parts.append(part)
+        return parts
+
+    def _begin(self, folder: str, rows: pa.Table) -> _Part:
+        """Begin a file for rows like these."""
         described = {
             **self._metadata,
             "batchinfer.format": str(FORMAT_VERSION),
@@ -140,19 +196,24 @@ class UnitWriter:
             "batchinfer.source": self._unit.shard.key,
             "batchinfer.source_version": self._unit.shard.version,
             "batchinfer.source_rows": f"{self._unit.start}..{self._unit.stop}",
-            "batchinfer.rows": str(table.num_rows),
-            "batchinfer.rows_error": str(num_errors),
         }
+        kept = [field for field in rows.schema if field.name not in self._layout.partition_by]
+        return _Part(folder, self._sink.begin(pa.schema(kept), described), self._layout.partition_by)
+
+    def _publish(self, encoded: _Part) -> tuple[PartFile, Outcome]:
         crash_point("encode.mid")
-        data = self._sink.encode(table, described)
+        num_rows, num_errors = encoded.num_rows, encoded.num_errors
+        data = encoded.encoder.finish(
+            {"batchinfer.rows": str(num_rows), "batchinfer.rows_error": str(num_errors)}
+        )
         # A fault of the encoder must show before anybody can see the part.
-        if self._sink.count(data) != (table.num_rows, num_errors):
-            raise BatchinferError(f"the encoded part does not hold the {table.num_rows} rows put into it")
+        if self._sink.count(data) != (num_rows, num_errors):
+            raise BatchinferError(f"the encoded part does not hold the {num_rows} rows put into it")
         crash_point("encode.done")
-        name = self._layout.part_name(self._unit.index, folder)
+        name = self._layout.part_name(self._unit.index, encoded.folder)
         part = PartFile(
             name=name,
-            num_rows=table.num_rows,
+            num_rows=num_rows,
             num_errors=num_errors,
             num_bytes=len(data),
             sha256=sha256(data),
@@ -193,17 +254,14 @@ class UnitWriter:
         crash_point("side.after")
         return outcome
 
+    def _folder_of_all(self) -> str:
+        """Return the folder of a unit whose rows all go into one file."""
+        # Constant in the shard, also where the unit has no row to read the value from.
+        return _folder({key: self._unit.shard.partition[key] for key in self._layout.partition_by})
+
     def _by_folder(self, rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-        """Split rows by the partition columns, which become folders and leave the file."""
+        """Split rows by the partition columns, which become folders."""
         keys = self._layout.partition_by
-        if not keys:
-            yield "", rows
-            return
-        rest = rows.drop_columns(list(keys))
-        if not self._layout.records:
-            # Constant in the shard, also where the unit has no row to read the value from.
-            yield _folder({key: self._unit.shard.partition[key] for key in keys}), rest
-            return
         # By codes, not by comparing values: a NaN equals nothing, and its rows would get lost.
         codes = np.zeros(rows.num_rows, dtype=np.int64)
         for key in keys:
@@ -212,7 +270,7 @@ class UnitWriter:
         for code in np.unique(codes):
             mask = codes == code
             first = int(mask.argmax())
-            yield _folder({key: rows[key][first].as_py() for key in keys}), rest.filter(pa.array(mask))
+            yield _folder({key: rows[key][first].as_py() for key in keys}), rows.filter(pa.array(mask))
 
 
 def describe_part(store: Store, layout: OutputLayout, name: str, sink: Sink) -> PartFile:

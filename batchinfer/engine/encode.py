@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from batchinfer.arrow_views import column_of, repeated
 from batchinfer.data import Chunk, EncodedChunk, RowError, UnitEnd
-from batchinfer.engine.contract import META_TYPES
 from batchinfer.errors import BudgetExceeded, unit_context
 
 if TYPE_CHECKING:
@@ -56,15 +56,15 @@ class Encoder:
         for name in self._meta:
             columns[name] = self._provenance(chunk, name)
         # The row numbers travel along even if nobody carries a column: a batch needs a length.
-        columns["#row"] = pa.array(chunk.numbers, pa.int64())
+        columns["#row"] = column_of(chunk.numbers)
         assert all(len(column) == num_rows for column in columns.values())
         return pa.RecordBatch.from_pydict(columns)
 
     def _provenance(self, chunk: Chunk, name: str) -> pa.Array:
         if name == "_row":
-            return pa.array(chunk.numbers, pa.int64())
+            return column_of(chunk.numbers)
         value = chunk.unit.shard.key if name == "_source" else self._constants[name]
-        return pa.repeat(pa.scalar(value, META_TYPES[name]), chunk.rows.num_rows)
+        return repeated(value, chunk.rows.num_rows)
 
 
 def row_failed(failed: RowError) -> BudgetExceeded:

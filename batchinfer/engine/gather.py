@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchinfer import tensors
+from batchinfer.arrow_views import column_of
 from batchinfer.data import ErrorCode, HostBatch, OutputBatch, Poison, RowError, TypedBatch, Window
 from batchinfer.engine.blame import REFUSALS, Trust, isolate
 from batchinfer.engine.care import entry_of, key_of
@@ -130,7 +131,7 @@ class Gatherer:
         """Return every row of the window in source order: carried columns, results, `_error`."""
         schema = self._contract.output
         if window.carried is None:
-            return schema.empty_table()
+            return pa.Table.from_arrays([tensors.nulls(field.type, 0) for field in schema], schema=schema)
         results = self._results(window, batches)
         num_rows = window.carried.num_rows
         columns = []
@@ -295,7 +296,7 @@ def _without_padding(column: pa.Array, batch: HostBatch) -> pa.Array:
     real = np.arange(batch.width) < lengths[:, None]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     values = column.flatten().filter(pa.array(real.reshape(-1)))
-    return pa.ListArray.from_arrays(pa.array(offsets), values, type=column.type)
+    return pa.ListArray.from_arrays(column_of(offsets), values, type=column.type)
 
 
 def _source_order(positions: np.ndarray[Any, Any], num_rows: int) -> pa.Array | None:
@@ -304,7 +305,8 @@ def _source_order(positions: np.ndarray[Any, Any], num_rows: int) -> pa.Array | 
         return None
     where = np.full(num_rows, -1, dtype=np.int64)
     where[positions] = np.arange(len(positions))
-    return pa.array(where, mask=where < 0)
+    missing = where < 0
+    return pa.array(where, mask=missing) if missing.any() else column_of(where)
 
 
 def _errors(failed: Mapping[int, RowError], num_rows: int) -> pa.Array:

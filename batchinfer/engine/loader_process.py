@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchinfer import lifeline
+from batchinfer.arrow_views import column_of
 from batchinfer.config import Job
 from batchinfer.engine.steps import Stepped, Steps, load_steps
 from batchinfer.errors import to_message
@@ -66,7 +67,7 @@ def _answer(steps: Steps, rows: pa.RecordBatch) -> tuple[dict[str, Any], pa.Reco
 def _packed(stepped: Stepped) -> tuple[dict[str, Any], pa.RecordBatch]:
     """Put the positions of the good rows beside the rows: there are as many."""
     failed = [[row, failure.stage, failure.code, failure.message] for row, failure in stepped.failed.items()]
-    good = pa.array(stepped.good, pa.int64())
+    good = column_of(stepped.good)
     fields = [*stepped.rows.schema, pa.field("", pa.int64())]
     rows = pa.RecordBatch.from_arrays([*stepped.rows.columns, good], schema=pa.schema(fields))
     return {"failed": failed}, rows

@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from batchinfer.arrow_views import values_of
 from batchinfer.data import Chunk, ErrorCode
 from batchinfer.engine.steps import StepFailure, Stepped, merged
 from batchinfer.errors import DeviceError, from_message
@@ -185,4 +186,4 @@ def _unpacked(note: Mapping[str, Any], answer: pa.RecordBatch | None) -> Stepped
         row: StepFailure(stage, ErrorCode(code), message) for row, stage, code, message in note["failed"]
     }
     *names, _ = range(answer.num_columns)
-    return Stepped(answer.select(names), answer.column(answer.num_columns - 1).to_numpy(), failed)
+    return Stepped(answer.select(names), values_of(answer.column(answer.num_columns - 1)), failed)

@@ -12,8 +12,9 @@ import zlib
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 
 from batchinfer.clock import Clock, SystemClock
@@ -21,6 +22,7 @@ from batchinfer.crash import crash_point
 from batchinfer.engine.publish import new_attempt
 from batchinfer.errors import BatchinferError
 from batchinfer.storage import AlreadyExists
+from batchinfer.tensors import num_bytes
 
 if TYPE_CHECKING:
     from batchinfer.data import HostBatch, TypedBatch
@@ -31,6 +33,10 @@ _KEYS = b"batchinfer.batches"
 _DIGEST_BYTES = 32
 
 
+_Done: TypeAlias = tuple[int, np.ndarray[Any, Any], pa.RecordBatch]
+"""Where a batch's window begins in its unit, its rows in the window, and their results."""
+
+
 @dataclass(slots=True)
 class _UnitSpill:
     """What is known of one unit. `waiting` batches are not yet written."""
@@ -39,7 +45,7 @@ class _UnitSpill:
     flushed: float
     attempt: str = field(default_factory=new_attempt)
     restored: dict[str, pa.RecordBatch] = field(default_factory=dict)
-    waiting: dict[str, pa.RecordBatch] = field(default_factory=dict)
+    waiting: list[_Done] = field(default_factory=list)
     num_rows: int = 0
     num_bytes: int = 0
     num_files: int = 0
@@ -77,7 +83,8 @@ class Spills:
         """Return the results of a batch that an earlier attempt has finished."""
         if not len(batch.rows):
             return None
-        found = self._unit(batch.window.span.unit.index).restored.get(_key(batch))
+        restored = self._unit(batch.window.span.unit.index).restored
+        found = restored.get(_key(batch.window.span.start, batch.rows)) if restored else None
         return None if found is None else tuple(found.columns)
 
     def add(self, typed: TypedBatch, pool: Executor) -> None:
@@ -87,17 +94,17 @@ class Spills:
         if self._every_s is None or not len(typed.batch.rows):
             return
         state.num_rows += len(typed.batch.rows)
-        key = _key(typed.batch)
-        if key in state.restored or state.num_bytes > self._max_bytes:
+        if typed.restored or state.num_bytes > self._max_bytes:
             return
         rows = pa.RecordBatch.from_arrays(list(typed.columns), schema=self._results)
-        state.waiting[key] = rows
-        state.num_bytes += rows.nbytes
+        state.waiting.append((typed.batch.window.span.start, typed.batch.rows, rows))
+        state.num_bytes += num_bytes(rows)
         now = self._clock.now()
         if now - state.flushed < self._every_s or self._ends_soon(state, unit.num_rows, now):
             return
         state.flushed = now
-        waiting, state.waiting = state.waiting, {}
+        waiting = {_key(start, picked): found for start, picked, found in state.waiting}
+        state.waiting = []
         state.num_files += 1
         name = f"{self._layout.spill_folder(unit.index)}/{state.num_files:04d}-{state.attempt}.arrow"
         state.writes.append(pool.submit(self._write, self._layout.uri(name), waiting))
@@ -167,6 +174,6 @@ class Spills:
             return dict(zip(keys, stream, strict=True))
 
 
-def _key(batch: HostBatch) -> str:
-    """Name a batch by its place in the unit and by the rows in it."""
-    return f"{batch.window.span.start}-{len(batch.rows)}-{zlib.crc32(batch.rows.tobytes()):08x}"
+def _key(start: int, rows: np.ndarray[Any, Any]) -> str:
+    """Name a batch by the place of its window in the unit, and by its rows in the window."""
+    return f"{start}-{len(rows)}-{zlib.crc32(rows.tobytes()):08x}"

@@ -10,7 +10,8 @@
     Spills.add     this thread:       put aside what a long unit has finished
     windows_of     this thread:       group by window
     Gatherer.rows  this thread:       restore the order -> rows
-    UnitWriter.commit  pool "commit": encode the part, create it -> Receipt
+    UnitWriter.write   pool "commit": encode them as they come
+    UnitWriter.commit  pool "commit": end the part, create it -> Receipt
 
 The stream never drains between units: while one unit commits, the next computes and the one after
 is read. Batches never cross a unit's border.
@@ -50,6 +51,7 @@ from batchinfer.errors import unit_context
 from batchinfer.loader.batches import BatchPolicy
 from batchinfer.loader.prefetch import Bound, head_start, ordered_map, prefetch
 from batchinfer.loader.windows import WindowPolicy, batches_of
+from batchinfer.tensors import num_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -154,7 +156,7 @@ def run_units(
             for window, batches in windows_of(typed(_until(outputs, stop, failed, on_batch, way.sample))):
                 unit = window.span.unit
                 writer = writer or way.open_unit(unit)
-                writer.write(way.gatherer.rows(window, batches), failures(window, batches))
+                writer.write(way.gatherer.rows(window, batches), failures(window, batches), pool)
                 if window.span.last:
                     on_computed(unit)
                     commits.append((pool.submit(commit, writer, unit), writer.num_bytes))
@@ -386,11 +388,11 @@ def _wait(commits: deque[tuple[Future[None], int]], *, at_most: int) -> None:
 
 
 def _chunk_bytes(item: Timed) -> int:
-    return item.rows.rows.nbytes if isinstance(item.rows, Chunk) else 0
+    return num_bytes(item.rows.rows) if isinstance(item.rows, Chunk) else 0
 
 
 def _encoded_bytes(item: EncodedChunk | UnitEnd) -> int:
-    return item.tensors.nbytes + item.carried.nbytes if isinstance(item, EncodedChunk) else 0
+    return num_bytes(item.tensors) + num_bytes(item.carried) if isinstance(item, EncodedChunk) else 0
 
 
 def _batch_bytes(item: HostBatch) -> int:

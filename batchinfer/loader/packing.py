@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchinfer import tensors
+from batchinfer.arrow_views import column_of, values_of
 from batchinfer.errors import DataError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def packed_tensors(
             found[bind.input] = _flat(rows, bind, tokens, lengths)
     found["position_ids"] = positions
     found["cu_seqlens"] = ends.astype(np.int32)
-    found["max_seqlen"] = pa.array([max(int(lengths.max(initial=0)), 1)], pa.int32())
+    found["max_seqlen"] = column_of(np.array([max(int(lengths.max(initial=0)), 1)], np.int32))
     return found, tokens, filled
 
 
@@ -80,7 +81,7 @@ def packed_piece(batch: HostBatch, start: int, stop: int) -> tuple[Tensors, int]
         if name == "cu_seqlens":
             found[name] = np.concatenate([ends, np.full(filled, ends[-1], ends.dtype)])
         elif name == "max_seqlen":
-            found[name] = pa.array([max(int(np.diff(ends).max(initial=0)), 1)], pa.int32())
+            found[name] = column_of(np.array([max(int(np.diff(ends).max(initial=0)), 1)], np.int32))
         else:
             room = len(column) if batch.fixed else max(last - first, 1)
             found[name] = np.resize(column[first : max(last, first + 1)], room)
@@ -130,7 +131,7 @@ def _flat(rows: pa.RecordBatch, bind: Binding, tokens: int, lengths: np.ndarray[
         raise DataError(
             f"column {bind.column!r} has not as many values in each row as the model's other inputs"
         )
-    values = column.flatten().to_numpy(zero_copy_only=False)
+    values = values_of(column.flatten())
     if len(values) == tokens:
         return np.ascontiguousarray(values, dtype=bind.dtype)
     metadata = rows.schema.field(bind.column).metadata or {}
@@ -140,7 +141,7 @@ def _flat(rows: pa.RecordBatch, bind: Binding, tokens: int, lengths: np.ndarray[
 
 
 def _require_ones(column: pa.Array, bind: Binding) -> None:
-    values = column.flatten().to_numpy(zero_copy_only=False)
+    values = values_of(column.flatten())
     if not (values == 1).all():
         raise DataError(
             f"column {bind.column!r} hides tokens inside rows, which a packed batch cannot",

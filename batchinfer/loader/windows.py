@@ -10,6 +10,7 @@ import numpy as np
 
 from batchinfer.data import EncodedChunk, HostBatch, Span, Unit, UnitEnd, Window
 from batchinfer.loader.batches import BatchPolicy, cut, make_batches
+from batchinfer.tensors import num_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,18 +29,19 @@ def batches_of(
 ) -> Iterator[HostBatch]:
     """Yield the batches of a stream of units. The stream does not pause between units."""
     pending: list[EncodedChunk] = []
-    start = 0
+    start = waiting = size = 0
     for item in chunks:
         if isinstance(item, UnitEnd):
             yield from _close(item.unit, pending, start, last=True, policy=policy)
-            pending, start = [], 0
+            pending, start, waiting, size = [], 0, 0, 0
             continue
-        for piece in _pieces(item, room=windows.rows - _num_rows(pending), size=windows.rows):
+        for piece in _pieces(item, room=windows.rows - waiting, size=windows.rows):
             pending.append(piece)
-            if _num_rows(pending) >= windows.rows or _num_bytes(pending) >= windows.num_bytes:
+            waiting += piece.carried.num_rows
+            size += num_bytes(piece.tensors) + num_bytes(piece.carried)
+            if waiting >= windows.rows or size >= windows.num_bytes:
                 yield from _close(item.unit, pending, start, last=False, policy=policy)
-                start += _num_rows(pending)
-                pending = []
+                pending, start, waiting, size = [], start + waiting, 0, 0
 
 
 def _pieces(chunk: EncodedChunk, *, room: int, size: int) -> Iterator[EncodedChunk]:
@@ -92,11 +94,3 @@ def _concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     import pyarrow as pa
 
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
-
-
-def _num_rows(chunks: list[EncodedChunk]) -> int:
-    return sum(chunk.carried.num_rows for chunk in chunks)
-
-
-def _num_bytes(chunks: list[EncodedChunk]) -> int:
-    return sum(chunk.tensors.nbytes + chunk.carried.nbytes for chunk in chunks)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchinfer import tensors
+from batchinfer.arrow_views import column_of, values_of
 from batchinfer.data import Encoded, ErrorCode, Failure
 from batchinfer.errors import ContractError
 from batchinfer.options import Field, Options
@@ -137,14 +138,14 @@ def _without_nulls(column: pa.Array) -> tuple[Values, Flags | None]:
     """Return values, zero where null, and which of them are null (None: none is), both of one shape."""
     if not len(tensors.null_rows(column)):
         return tensors.to_numpy(column), None
-    missing = column.is_null().to_numpy(zero_copy_only=False)
+    missing = values_of(column.is_null())
     inner = column
     shape: tuple[int, ...] = (len(column),)
     if pa.types.is_fixed_size_list(column.type):
         size = column.type.list_size
         inner, shape = column.values.slice(column.offset * size, len(column) * size), (len(column), size)
-        missing = missing[:, None] | inner.is_null().to_numpy(zero_copy_only=False).reshape(shape)
-    values = pc.fill_null(inner, pa.scalar(0).cast(inner.type)).to_numpy(zero_copy_only=False).reshape(shape)
+        missing = missing[:, None] | values_of(inner.is_null()).reshape(shape)
+    values = values_of(pc.fill_null(inner, pa.scalar(0).cast(inner.type))).reshape(shape)
     # What lies below a null list is anything.
     return np.where(missing, values.dtype.type(0), values), missing
 
@@ -187,7 +188,7 @@ def _type_of(values: Values) -> pa.DataType:
 
 
 def _as_column(values: Values) -> pa.Array:
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    flat = column_of(np.ascontiguousarray(values).reshape(-1))
     return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 

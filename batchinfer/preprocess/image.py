@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
+from batchinfer.arrow_views import column_of
 from batchinfer.config.sections import StorageOptions
 from batchinfer.data import Encoded, ErrorCode, Failure
 from batchinfer.errors import AccessError, BatchinferError, ContractError, LocalDiskError, UnavailableError
@@ -170,7 +171,7 @@ class Image:
                 self._fill(pixels[row], value)
             except UnreadableImage as error:
                 failed[row] = Failure(ErrorCode.DECODE, str(error))
-        storage = pa.FixedSizeListArray.from_arrays(pa.array(pixels.reshape(-1)), int(np.prod(self._shape)))
+        storage = pa.FixedSizeListArray.from_arrays(column_of(pixels.reshape(-1)), int(np.prod(self._shape)))
         column = pa.ExtensionArray.from_storage(self._field.type, storage)
         return Encoded(with_column(rows, self._field, column), failed)
 

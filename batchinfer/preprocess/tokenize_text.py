@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
+from batchinfer.arrow_views import column_of, values_of
 from batchinfer.data import Encoded, ErrorCode, Failure
 from batchinfer.errors import ContractError
 from batchinfer.options import ContentPath, Field, Options, neutral
@@ -95,7 +96,7 @@ class Tokenize:
         np.cumsum([len(encoding) for encoding in encodings], out=offsets[1:])
         for name in self._options.outputs:
             flat = self._values(name, encodings, int(offsets[-1]))
-            column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+            column = pa.ListArray.from_arrays(column_of(offsets), column_of(flat))
             rows = with_column(rows, self._field(name), column)
         return Encoded(rows, failed)
 
@@ -111,7 +112,7 @@ class Tokenize:
             return None
         if column.null_count:
             if self._options.nulls == "error":
-                nulls = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))
+                nulls = np.flatnonzero(values_of(column.is_null()))
                 failed.update(dict.fromkeys(nulls.tolist(), _null(name)))
             column = column.fill_null("")
         return self._word_piece.encode(
@@ -124,10 +125,10 @@ class Tokenize:
         self, rows: pa.RecordBatch, offsets: np.ndarray[Any, Any], ids: np.ndarray[Any, Any]
     ) -> pa.RecordBatch:
         """Add the columns of texts that have no pair: their type ids are all 0."""
-        bounds = pa.array(offsets)
+        bounds = column_of(offsets)
         for name in self._options.outputs:
             flat = ids if name == "input_ids" else np.full(len(ids), name == "attention_mask", np.int64)
-            rows = with_column(rows, self._field(name), pa.ListArray.from_arrays(bounds, pa.array(flat)))
+            rows = with_column(rows, self._field(name), pa.ListArray.from_arrays(bounds, column_of(flat)))
         return rows
 
     @property

@@ -22,6 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchinfer.arrow_views import column_of, values_of
+
 Array = np.ndarray[Any, Any]
 
 _SPACE, _WORD, _MARK = 0, 1, 2
@@ -110,7 +112,7 @@ class WordPiece:
             pa.binary(), len(begins), [None, pa.py_buffer(ends), pa.py_buffer(letters)]
         ).dictionary_encode()
         starts, sizes, ids = self._words.look_up(pieces.dictionary.to_pylist())
-        which = pieces.indices.to_numpy(zero_copy_only=False)
+        which = values_of(pieces.indices)
         sizes = sizes[which]
         total = np.concatenate([[0], np.cumsum(sizes)])
         source = np.repeat(starts[which] - total[:-1], sizes) + np.arange(int(total[-1]))
@@ -122,10 +124,10 @@ class WordPiece:
         if not len(suspects):
             return suspects
         rows = np.unique(np.searchsorted(bounds, suspects, side="right") - 1)
-        texts = column.take(pa.array(rows)).cast(pa.large_binary())
+        texts = column.take(column_of(rows)).cast(pa.large_binary())
         spelled = np.zeros(len(rows), bool)
         for content in self._added:
-            spelled |= pc.match_substring(texts, content).to_numpy(zero_copy_only=False)
+            spelled |= values_of(pc.match_substring(texts, content))
         return rows[spelled]
 
     def _by_library(
@@ -133,7 +135,7 @@ class WordPiece:
     ) -> list[Sequence[int]]:
         if not len(rows):
             return []
-        texts = column.take(pa.array(rows)).to_pylist()
+        texts = column.take(column_of(rows)).to_pylist()
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [_cut(encoding.ids, room, keep_left=keep_left) for encoding in encodings]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import faulthandler
+import gc
 import os
 import queue
 import resource
@@ -190,6 +191,8 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
         if assembly.way is None:
             return
         outbox.stages = assembly.way.timeline.seconds
+        # What is there now stays: looking through it again and again would stop every thread.
+        gc.freeze()
         run_units(
             assembly.way,
             on_batch=outbox.on_batch,

@@ -35,16 +35,9 @@ class JsonlSink:
     def __init__(self, options: JsonlOptions) -> None:
         self._options = options
 
-    def encode(self, rows: pa.Table, metadata: Mapping[str, str]) -> pa.Buffer:  # noqa: ARG002 - JSON Lines has no footer
-        """Write one line per row."""
-        out = pa.BufferOutputStream()
-        rows = _with_texts(rows)
-        for batch in rows.to_batches(max_chunksize=_ROWS_AT_ONCE):
-            lines = (
-                json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) for row in batch.to_pylist()
-            )
-            out.write("".join(line + "\n" for line in lines).encode())
-        return out.getvalue()
+    def begin(self, schema: pa.Schema, metadata: Mapping[str, str]) -> JsonlPart:  # noqa: ARG002 - JSON Lines has no footer
+        """Begin a part."""
+        return JsonlPart()
 
     def count(self, data: bytes) -> tuple[int, int]:
         """Count lines, and those with an `_error`."""
@@ -76,6 +69,25 @@ class JsonlSink:
         except ValueError as error:
             raise DataError(f"not readable as JSON Lines: {error}") from error
         return [row["_row"] for row in rows] if rows and "_row" in rows[0] else None
+
+
+class JsonlPart:
+    """Writes one line per row."""
+
+    def __init__(self) -> None:
+        self._out = pa.BufferOutputStream()
+
+    def write(self, rows: pa.Table) -> None:
+        """Add rows."""
+        for batch in _with_texts(rows).to_batches(max_chunksize=_ROWS_AT_ONCE):
+            lines = (
+                json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) for row in batch.to_pylist()
+            )
+            self._out.write("".join(line + "\n" for line in lines).encode())
+
+    def finish(self, metadata: Mapping[str, str]) -> pa.Buffer:  # noqa: ARG002 - JSON Lines has no footer
+        """Return the lines."""
+        return self._out.getvalue()
 
 
 def _with_texts(rows: pa.Table) -> pa.Table:

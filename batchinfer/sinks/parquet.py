@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 from batchinfer.config.sections import Count, OutputOptions
 from batchinfer.errors import ContractError, DataError
 from batchinfer.row_errors import ERROR_TYPE
+from batchinfer.tensors import least_bytes
 
 _LOOKED_AT = 1024
+_GROUP_BYTES = 16 * 1024 * 1024
 
 
 class ParquetOptions(OutputOptions):
@@ -24,7 +26,7 @@ class ParquetOptions(OutputOptions):
     """Codec of the pages."""
 
     row_group_rows: Count = 65_536
-    """Rows of a row group, at most."""
+    """Rows of a row group, at most; fewer where as many take more than 16 MiB."""
 
 
 class ParquetSink:
@@ -36,23 +38,9 @@ class ParquetSink:
     def __init__(self, options: ParquetOptions) -> None:
         self._options = options
 
-    def encode(self, rows: pa.Table, metadata: Mapping[str, str]) -> pa.Buffer:
-        """Write one table at once: writing it in pieces would give other row groups, other bytes."""
-        keyed = rows.replace_schema_metadata(dict(sorted(metadata.items())))
-        out = pa.BufferOutputStream()
-        try:
-            pq.write_table(
-                keyed,
-                out,
-                row_group_size=self._options.row_group_rows,
-                compression=self._options.compression,
-                # Dictionaries help repeated words; on floats and on keys they cost most of the speed.
-                use_dictionary=_repeating(rows),
-                write_page_checksum=True,
-            )
-        except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
-            raise ContractError(f"Parquet cannot hold the output: {error}") from error
-        return out.getvalue()
+    def begin(self, schema: pa.Schema, metadata: Mapping[str, str]) -> ParquetPart:
+        """Begin a part."""
+        return ParquetPart(self._options, schema, metadata)
 
     def count(self, data: bytes) -> tuple[int, int]:
         """Read the footer."""
@@ -92,6 +80,64 @@ class ParquetSink:
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"not a readable Parquet file: {error}") from error
         return table["_row"].to_pylist() if "_row" in table.column_names else None
+
+
+class ParquetPart:
+    """Encodes a row group as soon as it is full, so that little is left to do when the last rows come.
+
+    How rows are cut into row groups depends on the rows alone, not on the pieces in which they come.
+    """
+
+    def __init__(self, options: ParquetOptions, schema: pa.Schema, metadata: Mapping[str, str]) -> None:
+        self._options = options
+        self._schema = schema.with_metadata(dict(sorted(metadata.items())))
+        self._out = pa.BufferOutputStream()
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.Table] = []
+        self._num_waiting = 0
+        self._group_rows = group_rows(schema, options.row_group_rows)
+
+    def write(self, rows: pa.Table) -> None:
+        """Add rows, and encode the row groups that are full."""
+        self._waiting.append(rows)
+        self._num_waiting += rows.num_rows
+        if self._num_waiting < self._group_rows:
+            return
+        whole = pa.concat_tables(self._waiting)
+        full = whole.num_rows - whole.num_rows % self._group_rows
+        self._encode(whole.slice(0, full))
+        self._waiting = [whole.slice(full)]
+        self._num_waiting = whole.num_rows - full
+
+    def finish(self, metadata: Mapping[str, str]) -> pa.Buffer:
+        """Encode the rest, and the footer."""
+        if self._num_waiting or self._writer is None:
+            self._encode(pa.concat_tables(self._waiting) if self._waiting else self._schema.empty_table())
+        assert self._writer is not None
+        self._writer.add_key_value_metadata(dict(sorted(metadata.items())))
+        self._writer.close()
+        return self._out.getvalue()
+
+    def _encode(self, rows: pa.Table) -> None:
+        keyed = rows.replace_schema_metadata(self._schema.metadata)
+        try:
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(
+                    self._out,
+                    keyed.schema,
+                    compression=self._options.compression,
+                    # Dictionaries help repeated words; on floats and on keys they cost most of the speed.
+                    use_dictionary=_repeating(rows),
+                    write_page_checksum=True,
+                )
+            self._writer.write_table(keyed, row_group_size=self._group_rows)
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+            raise ContractError(f"Parquet cannot hold the output: {error}") from error
+
+
+def group_rows(schema: pa.Schema, most: int) -> int:
+    """Return the rows of a row group: `most`, or as many as take 16 MiB where rows are known to be wide."""
+    return max(1, min(most, _GROUP_BYTES // max(least_bytes(schema), 1)))
 
 
 def _repeating(rows: pa.Table) -> list[str]:

@@ -161,7 +161,8 @@ class ParquetSource:
 
     def _checked(self, shard: Shard, columns: Sequence[str]) -> OpenParquet:
         opened = self._file(shard)
-        missing = [name for name in columns if name not in opened.file.schema_arrow.names]
+        there = set(opened.file.schema_arrow.names)
+        missing = [name for name in columns if name not in there]
         if missing:
             raise DataError(f"column {missing[0]!r} is missing", where=shard.uri)
         return opened
@@ -209,7 +210,10 @@ def _groups(unit: Unit) -> Iterator[tuple[int, int, int, int]]:
 def _check_text(chunk: Chunk) -> None:
     """Raise DataError for a text that is not UTF-8. Nobody checked it when the file was written, and a
     part that holds it could not be read by others."""
-    for name, column in zip(chunk.rows.schema.names, chunk.rows.columns, strict=True):
+    for at, (name, type_) in enumerate(zip(chunk.rows.schema.names, chunk.rows.schema.types, strict=True)):
+        if pa.types.is_primitive(type_):
+            continue
+        column = chunk.rows.column(at)
         try:
             column.validate(full=True)
         except pa.ArrowInvalid as error:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchinfer.errors import DataError
+from batchinfer.tensors import num_bytes
 
 _PIECE_BYTES = 32 * 1024 * 1024
 _MAX_BYTES = 512 * 1024 * 1024
@@ -58,7 +59,9 @@ class Cursor:
         rows = _rows_at_once(opened, group, columns, batch_rows)
         self.at = first
         self._where = opened.uri
-        decoded = opened.file.iter_batches(batch_size=rows, row_groups=[group], columns=list(columns))
+        decoded = opened.file.iter_batches(
+            batch_size=rows, row_groups=[group], columns=list(columns), use_threads=False
+        )
         self._batches = _joined(decoded, batch_rows)
         self._rest: pa.RecordBatch | None = None
         self._allowed = max(_MAX_BYTES, _MOST_INFLATED * _stored_bytes(opened, group, columns))
@@ -96,7 +99,7 @@ class Cursor:
         """Refuse a bomb before its pieces pile up behind the reader: few rows of many bytes, which the
         file stores in next to none."""
         self._rows += batch.num_rows
-        self._bytes += batch.nbytes
+        self._bytes += num_bytes(batch)
         if self._bytes > self._allowed:
             raise _bomb(self._rows, self._bytes, self._allowed, self._where)
         if self._rows >= self._batch_rows:
@@ -108,11 +111,12 @@ def _joined(batches: Iterator[pa.RecordBatch], most: int) -> Iterator[pa.RecordB
     waiting: list[pa.RecordBatch] = []
     rows = size = 0
     for batch in batches:
-        if waiting and (rows + batch.num_rows > most or size + batch.nbytes > _PIECE_BYTES):
+        added = num_bytes(batch)
+        if waiting and (rows + batch.num_rows > most or size + added > _PIECE_BYTES):
             yield _whole(waiting)
             waiting, rows, size = [], 0, 0
         waiting.append(batch)
-        rows, size = rows + batch.num_rows, size + batch.nbytes
+        rows, size = rows + batch.num_rows, size + added
     if waiting:
         yield _whole(waiting)
 

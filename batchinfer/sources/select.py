@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchinfer.arrow_views import column_of
 from batchinfer.data import Chunk, Shard, Unit
 from batchinfer.errors import ContractError, DataError
 from batchinfer.sources.condition import Condition
@@ -93,27 +94,26 @@ class Selection:
     ) -> Iterator[Chunk]:
         """Turn pieces (number of the first row, rows of the file) into chunks of selected rows."""
         expression = self.where.bind(schema) if self.where is not None else None
+        named, wanted = self._named(columns), list(columns)
+        planned = pa.schema([(name, schema.field(name).type) for name in named])
         for first, piece in pieces:
             numbers = np.arange(first, first + piece.num_rows)
             if self._share is not None:
                 kept = np.flatnonzero(sampled(unit.shard.key, numbers, self._share))
                 piece, numbers = _taken(piece, numbers, kept)  # noqa: PLW2901 - fewer of the same
-            rows = self._complete(unit, piece, schema, columns)
+            rows = piece if piece.schema.equals(planned) else self._complete(unit, piece, planned)
             if expression is not None:
                 rows, numbers = _taken(rows, numbers, self._matching(rows, expression, unit))
             if len(numbers):
-                yield Chunk(unit, rows.select(list(columns)), numbers)
+                yield Chunk(unit, rows if named == wanted else rows.select(wanted), numbers)
 
     def _named(self, columns: Sequence[str]) -> list[str]:
         return list(dict.fromkeys([*columns, *(self.where.columns if self.where else ())]))
 
-    def _complete(
-        self, unit: Unit, piece: pa.RecordBatch, schema: pa.Schema, columns: Sequence[str]
-    ) -> pa.RecordBatch:
-        """Add partition columns, and widen what the plan found to be wider elsewhere."""
-        arrays, fields = [], []
-        for name in self._named(columns):
-            field = schema.field(name)
+    def _complete(self, unit: Unit, piece: pa.RecordBatch, planned: pa.Schema) -> pa.RecordBatch:
+        """Put columns in order, add those of the folders, widen what was planned to be wider."""
+        arrays = []
+        for name, field in zip(planned.names, planned, strict=True):
             if name in unit.shard.partition:
                 column = partition_column(unit.shard.partition[name], field.type, piece.num_rows)
             elif name in piece.schema.names:
@@ -121,14 +121,13 @@ class Selection:
             else:
                 raise DataError(f"column {name!r} is missing", where=unit.shard.uri)
             arrays.append(column)
-            fields.append(pa.field(name, field.type))
         # Only a batch knows how many rows it has when it has no column.
-        return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)) if arrays else piece.select([])
+        return pa.RecordBatch.from_arrays(arrays, schema=planned) if arrays else piece.select([])
 
     def _matching(self, rows: pa.RecordBatch, expression: Any, unit: Unit) -> np.ndarray[Any, Any]:
         """Return the positions of the rows that `where` keeps, int64 of shape (kept rows,)."""
         assert self.where is not None
-        position = pa.array(np.arange(rows.num_rows))
+        position = column_of(np.arange(rows.num_rows))
         tested = [rows[name] for name in self.where.columns]
         table = pa.table([*tested, position], names=[*self.where.columns, _ROW])
         try:
@@ -162,7 +161,7 @@ def _taken(
     """Return the rows at some positions, without a copy where all are kept."""
     if len(kept) == rows.num_rows:
         return rows, numbers
-    return (rows.take(pa.array(kept)) if rows.num_columns else rows.slice(0, len(kept))), numbers[kept]
+    return (rows.take(column_of(kept)) if rows.num_columns else rows.slice(0, len(kept))), numbers[kept]
 
 
 def _cast(column: pa.Array, field: pa.Field, unit: Unit) -> pa.Array:

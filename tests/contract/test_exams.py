@@ -18,6 +18,7 @@ from batchinfer import registry, tensors
 from batchinfer.data import TensorSpec, Unit
 from batchinfer.runner.plan import schema_of
 from batchinfer.testing import check_backend
+from tests.conftest import encoded
 
 Case = Callable[[Path], Any]
 
@@ -132,10 +133,10 @@ def test_preprocessor(tmp_path: Path, name: str) -> None:
     before = ROWS.to_pydict()
     with ThreadPoolExecutor(2) as pool:
         one, two = pool.map(step.encode, [ROWS, ROWS])
-    for encoded in (one, two):
-        assert encoded.rows.schema.equals(said)
-        assert encoded.rows.num_rows == ROWS.num_rows
-        assert set(encoded.failed) <= set(range(ROWS.num_rows))
+    for done in (one, two):
+        assert done.rows.schema.equals(said)
+        assert done.rows.num_rows == ROWS.num_rows
+        assert set(done.failed) <= set(range(ROWS.num_rows))
     assert one.rows.equals(two.rows)
     assert one.failed == two.failed
     assert ROWS.to_pydict() == before
@@ -207,7 +208,8 @@ def test_source(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", SINKS)
 def test_sink(name: str) -> None:
-    """The same rows give the same bytes however they are chunked; rows and failed rows are counted back."""
+    """The same rows give the same bytes however they are chunked and in whatever pieces they come; rows and
+    failed rows are counted back."""
     error = {"stage": "s", "code": "model", "message": "m", "attempts": 1, "source": "a", "row": 3}
     table = pa.table(
         {
@@ -219,11 +221,12 @@ def test_sink(name: str) -> None:
     )
     sink = build("sinks", name, path="/out")
     keys = {"batchinfer.rows_error": "1", "a": "b"}
-    whole = sink.encode(table, keys)
+    whole = encoded(sink, table, keys)
     pieces = pa.concat_tables([table.slice(0, 1), table.slice(1, 3), table.slice(4)])
-    assert bytes(sink.encode(pieces, dict(reversed(keys.items())))) == bytes(whole)
+    assert bytes(encoded(sink, pieces, dict(reversed(keys.items())))) == bytes(whole)
+    assert bytes(encoded(sink, table, keys, cuts=(1, 4))) == bytes(whole)
     assert sink.count(bytes(whole)) == (6, 1)
-    empty = sink.encode(table.slice(0, 0), {"batchinfer.rows_error": "0"})
+    empty = encoded(sink, table.slice(0, 0), {"batchinfer.rows_error": "0"})
     assert sink.count(bytes(empty)) == (0, 0)
 
 

@@ -24,10 +24,11 @@ from batchinfer.engine.rings import RingSizes, Slot
 from batchinfer.errors import JobFileError
 from batchinfer.runner import assemble
 from batchinfer.sinks.jsonl import JsonlOptions, JsonlSink
-from batchinfer.sinks.parquet import ParquetOptions, ParquetSink
+from batchinfer.sinks.parquet import ParquetOptions, ParquetPart, ParquetSink
 from batchinfer.storage import open_store
 from batchinfer.testing import LazyDevice
 from batchinfer.testing.lazy_device import POISON
+from tests.conftest import encoded
 from tests.engine.bugs import Aliasing
 
 _spaces = itertools.count()
@@ -222,14 +223,21 @@ def poison(column: pa.ChunkedArray) -> None:
 
 def test_a_part_is_done_with_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trap 13: when the encoder has returned, results may be overwritten; the published part stays."""
-    real = ParquetSink.encode
+    real_write, real_finish = ParquetPart.write, ParquetPart.finish
+    written: dict[int, list[pa.Table]] = {}
 
-    def encode(self: ParquetSink, rows: pa.Table, metadata: Mapping[str, str]) -> pa.Buffer:
-        data = real(self, rows, metadata)
-        poison(rows["y"])
+    def write(self: ParquetPart, rows: pa.Table) -> None:
+        real_write(self, rows)
+        written.setdefault(id(self), []).append(rows)
+
+    def finish(self: ParquetPart, metadata: Mapping[str, str]) -> pa.Buffer:
+        data = real_finish(self, metadata)
+        for rows in written.pop(id(self)):
+            poison(rows["y"])
         return data
 
-    monkeypatch.setattr(ParquetSink, "encode", encode)
+    monkeypatch.setattr(ParquetPart, "write", write)
+    monkeypatch.setattr(ParquetPart, "finish", finish)
     assert is_right(run_rows(random.Random(4)))
 
 
@@ -245,6 +253,6 @@ def survives(encode: Callable[[pa.Table], Any]) -> bool:
 
 def test_formats_keep_no_view() -> None:
     """Trap 13: neither format refers to the rows that it has encoded; one that does is found out."""
-    assert survives(lambda rows: ParquetSink(ParquetOptions(path="out/")).encode(rows, {}))
-    assert survives(lambda rows: JsonlSink(JsonlOptions(path="out/", format="jsonl")).encode(rows, {}))
+    assert survives(lambda rows: encoded(ParquetSink(ParquetOptions(path="out/")), rows, {}))
+    assert survives(lambda rows: encoded(JsonlSink(JsonlOptions(path="out/", format="jsonl")), rows, {}))
     assert not survives(lambda rows: rows["y"].chunk(0).buffers()[1])

@@ -13,6 +13,7 @@ LEVELS = [
     {
         "config",
         "storage",
+        "arrow_views",
         "tensors",
         "hardware",
         "registry",

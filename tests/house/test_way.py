@@ -19,6 +19,7 @@ def test_every_stage_on_the_map_exists() -> None:
         "Spills.add",
         "windows_of",
         "Gatherer.rows",
+        "UnitWriter.write",
         "UnitWriter.commit",
     ]
     rooms = [

@@ -24,13 +24,39 @@ from batchinfer.runner.ledger import read_ledger
 from batchinfer.runner.output import below, generations, read_plan, store_plan
 from batchinfer.runner.plan import Plan
 from batchinfer.runner.presence import Presence, beats
-from batchinfer.sinks.parquet import ParquetOptions, ParquetSink
+from batchinfer.sinks.parquet import ParquetOptions, ParquetPart, ParquetSink
 from batchinfer.storage import Store
 
 NUM_UNITS = 5
 UNIT_ROWS = 8
 SCHEMA = pa.schema([("id", pa.int64()), ("kind", pa.string()), ("y", pa.float64())])
 BEAT_S = 15.0
+
+
+class RememberedPart(ParquetPart):
+    """Encodes a part when it is whole, unless it was encoded before."""
+
+    def __init__(
+        self, part: ParquetPart, metadata: Mapping[str, str], encoded: dict[tuple[Any, ...], pa.Buffer]
+    ) -> None:
+        self._part = part
+        self._metadata = metadata
+        self._encoded = encoded
+        self._rows: list[pa.Table] = []
+
+    def write(self, rows: pa.Table) -> None:
+        """Keep rows."""
+        self._rows.append(rows)
+
+    def finish(self, metadata: Mapping[str, str]) -> pa.Buffer:
+        """Encode, or remember."""
+        rows = pa.concat_tables(self._rows)
+        said = tuple(sorted({**self._metadata, **metadata}.items()))
+        key = (said, rows.num_rows, rows["id"][0].as_py() if rows.num_rows else -1)
+        if key not in self._encoded:
+            self._part.write(rows)
+            self._encoded[key] = self._part.finish(metadata)
+        return self._encoded[key]
 
 
 class RememberingSink(ParquetSink):
@@ -41,12 +67,9 @@ class RememberingSink(ParquetSink):
         self._encoded: dict[tuple[Any, ...], pa.Buffer] = {}
         self._counted: dict[bytes, tuple[int, int]] = {}
 
-    def encode(self, rows: pa.Table, metadata: Mapping[str, str]) -> pa.Buffer:
-        """Encode, or remember."""
-        key = (tuple(sorted(metadata.items())), rows.num_rows, rows["id"][0].as_py() if rows.num_rows else -1)
-        if key not in self._encoded:
-            self._encoded[key] = super().encode(rows, metadata)
-        return self._encoded[key]
+    def begin(self, schema: pa.Schema, metadata: Mapping[str, str]) -> ParquetPart:
+        """Begin a part that is remembered."""
+        return RememberedPart(super().begin(schema, metadata), metadata, self._encoded)
 
     def count(self, data: bytes) -> tuple[int, int]:
         """Count, or remember."""

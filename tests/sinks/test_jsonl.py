@@ -10,11 +10,12 @@ import pyarrow as pa
 import pytest
 
 from batchinfer.sinks.jsonl import JsonlOptions, JsonlSink
+from tests.conftest import encoded
 
 
 def written(column: pa.Array) -> list[Any]:
     """Encode a column, and return what a reader of JSON finds in it."""
-    data = JsonlSink(JsonlOptions(path="unused")).encode(pa.table({"v": column}), {})
+    data = encoded(JsonlSink(JsonlOptions(path="unused")), pa.table({"v": column}), {})
     return [json.loads(line)["v"] for line in data.to_pybytes().splitlines()]
 
 

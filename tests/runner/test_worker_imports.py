@@ -1,0 +1,47 @@
+"""What a worker loads, and what it leaves alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import batchinfer as batchinfer_
+from tests.conftest import write_shards
+
+MODEL = """
+import sys
+
+
+class Told:
+    inputs = {"v": "float32[?, 2]"}
+    outputs = {"y": "float32[?]"}
+
+    def __call__(self, tensors):
+        return {"y": 0 * tensors["v"][:, 0] + ("pandas" in sys.modules)}
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pandas") is None, reason="pandas is not installed here")
+def test_pandas_stays_out(tmp_path: Path) -> None:
+    """Numbers go through a worker without pandas, which pyarrow would import to look at them: it takes a third
+    of a second, and memory in every worker."""
+    (tmp_path / "told.py").write_text(MODEL)
+    write_shards(tmp_path / "in", [300, 200])
+    (tmp_path / "job.json").write_text(
+        json.dumps(
+            {
+                "job": "t",
+                "input": {"path": "in"},
+                "preprocess": [{"columns": {"columns": ["id", "x"], "to": "v", "dtype": "float32"}}],
+                "model": {"backend": "python", "entry": "told:Told"},
+                "checkpoint": {"unit_rows": 100},
+                "output": {"path": "out", "carry": ["id"], "meta": ["_source"]},
+            }
+        )
+    )
+    batchinfer_.run_job(tmp_path / "job.json")
+    assert set(pq.read_table(tmp_path / "out")["y"].to_pylist()) == {0.0}
