@@ -40,7 +40,7 @@ import batchinfer
 from batchinfer.backends.simulated import SimulatedBackend
 from batchinfer.clock import Clock
 from batchinfer.events import BatchFinished, Event, UnitCommitted
-from batchinfer.sinks.parquet import ParquetSink
+from batchinfer.sinks.parquet import ParquetPart
 from batchinfer.storage import objects
 from batchinfer.storage.objects import ObjectStore
 from batchinfer.testing import VirtualClock
@@ -93,19 +93,19 @@ def decode(rows: pa.RecordBatch) -> dict[str, Any]:
 @contextlib.contextmanager
 def far() -> Iterator[None]:
     """Let requests take 50 ms, and encoding a part 80 % of the device's time for its rows."""
-    read_range, encode = ObjectStore.read_range, ParquetSink.encode
+    read_range, write = ObjectStore.read_range, ParquetPart.write
 
     def slow_range(self: ObjectStore, *rest: Any, **more: Any) -> bytes:
         clock.sleep(LATENCY_S)
         return read_range(self, *rest, **more)
 
-    def slow_encode(self: ParquetSink, rows: pa.Table, metadata: Any) -> pa.Buffer:
+    def slow_write(self: ParquetPart, rows: pa.Table) -> None:
         clock.sleep(COST * SECONDS_PER_BATCH * rows.num_rows / BATCH)
-        return encode(self, rows, metadata)
+        write(self, rows)
 
     with (
         mock.patch.object(ObjectStore, "read_range", slow_range),
-        mock.patch.object(ParquetSink, "encode", slow_encode),
+        mock.patch.object(ParquetPart, "write", slow_write),
     ):
         yield
 
