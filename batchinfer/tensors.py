@@ -203,19 +203,32 @@ def is_slow_bytes(type_: pa.DataType) -> bool:
 def num_bytes(rows: pa.RecordBatch | pa.Table) -> int:
     """Return the bytes of some rows. Columns of one width are not asked for their buffers: that is far
     cheaper, and no other thread gets its turn meanwhile."""
-    bits, others = 0, 0
-    for at, type_ in enumerate(rows.schema.types):
-        width = _num_bits(type_)
-        if width is None:
-            others += rows.column(at).nbytes
-        else:
-            bits += width
-    return int(bits * rows.num_rows // 8 + others)
+    bits, others = _widths(rows.schema)
+    fixed: int = bits * rows.num_rows // 8
+    return fixed + sum(int(rows.column(at).nbytes) for at in others)
+
+
+_known_widths: tuple[tuple[pa.Schema, int, tuple[int, ...]], ...] = ()
+_MOST_KNOWN = 16
+
+
+def _widths(schema: pa.Schema) -> tuple[int, tuple[int, ...]]:
+    """Return the bits of a row in columns of one width, and the positions of the others. A run has few
+    schemas, and asks for each of them all the time."""
+    global _known_widths  # noqa: PLW0603 - replaced as a whole, so that threads need no lock
+    for known, bits, others in _known_widths:
+        if known.equals(schema):
+            return bits, others
+    widths = [_num_bits(type_) for type_ in schema.types]
+    bits = sum(width or 0 for width in widths)
+    others = tuple(at for at, width in enumerate(widths) if width is None)
+    _known_widths = ((schema, bits, others), *_known_widths[: _MOST_KNOWN - 1])
+    return bits, others
 
 
 def least_bytes(schema: pa.Schema) -> int:
     """Return the bytes of a row, as far as its type tells: columns of varying width count as nothing."""
-    return sum(_num_bits(type_) or 0 for type_ in schema.types) // 8
+    return _widths(schema)[0] // 8
 
 
 def _num_bits(type_: pa.DataType) -> int | None:

@@ -142,6 +142,10 @@ class _Outbox:
         if time.monotonic() - self._flushed > _FLUSH_S:
             self.flush()
 
+    def on_computed(self, unit: Unit) -> None:
+        """Say that a unit is being committed."""
+        self._channel.send(Computed(unit=unit.index))
+
     def flush(self) -> None:
         """Send what was noted."""
         with self._lock:
@@ -151,7 +155,7 @@ class _Outbox:
         if notes or stages:
             self._channel.send(Batches(notes=notes, stages=stages, peak_bytes=peak_bytes()))
 
-    def send(self, message: Ready | Computed | Done | Measured | Failed) -> None:
+    def send(self, message: Ready | Done | Measured | Failed) -> None:
         """Send a message after the notes before it."""
         self.flush()
         self._channel.send(message)
@@ -196,7 +200,7 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
         run_units(
             assembly.way,
             on_batch=outbox.on_batch,
-            on_computed=lambda unit: outbox.send(Computed(unit=unit.index)),
+            on_computed=outbox.on_computed,
             on_commit=lambda receipt: outbox.send(Done(receipt=receipt)),
             stop=inbox.stop,
         )

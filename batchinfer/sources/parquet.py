@@ -71,8 +71,9 @@ class ParquetSource:
         wanted = self.selection.file_columns(columns, unit.shard)
         with self._inputs.unchanged(unit.shard.uri, unit.shard.version), _named(unit.shard.uri):
             pieces = self._pieces(unit, schema, wanted, batch_rows)
+            texts = [name for name in columns if not pa.types.is_primitive(schema.field(name).type)]
             for chunk in self.selection.chunks(unit, pieces, schema=schema, columns=columns):
-                _check_text(chunk)
+                _check_text(chunk, texts)
                 yield chunk
 
     def _open(self, uri: str, version: str) -> OpenParquet:
@@ -207,13 +208,11 @@ def _groups(unit: Unit) -> Iterator[tuple[int, int, int, int]]:
         start += block.num_rows
 
 
-def _check_text(chunk: Chunk) -> None:
+def _check_text(chunk: Chunk, columns: Sequence[str]) -> None:
     """Raise DataError for a text that is not UTF-8. Nobody checked it when the file was written, and a
     part that holds it could not be read by others."""
-    for at, (name, type_) in enumerate(zip(chunk.rows.schema.names, chunk.rows.schema.types, strict=True)):
-        if pa.types.is_primitive(type_):
-            continue
-        column = chunk.rows.column(at)
+    for name in columns:
+        column = chunk.rows[name]
         try:
             column.validate(full=True)
         except pa.ArrowInvalid as error:

@@ -198,9 +198,10 @@ def _rows_at_once(opened: OpenParquet, group: int, columns: Sequence[str], batch
 
 def _chunks(opened: OpenParquet, group: int, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
     """Yield the column chunks of some columns of a row group, each with its position."""
-    footer = opened.file.metadata.row_group(group)
+    footer, schema, wanted = opened.file.metadata.row_group(group), opened.file.schema, set(columns)
     for at in range(footer.num_columns):
-        if _is_of(opened.file.schema.column(at).path, columns):
+        path = schema.column(at).path
+        if path in wanted or ("." in path and _is_inside(path, columns)):
             yield at, footer.column(at)
 
 
@@ -212,9 +213,9 @@ def _first_byte(chunk: Any) -> int | None:
     return min(begins, default=None)
 
 
-def _is_of(path: str, columns: Sequence[str]) -> bool:
-    """Tell whether a leaf belongs to one of the columns."""
-    return any(path == name or path.startswith(f"{name}.") for name in columns)
+def _is_inside(path: str, columns: Sequence[str]) -> bool:
+    """Tell whether a leaf lies inside one of the columns."""
+    return any(path.startswith(f"{name}.") for name in columns)
 
 
 def _value_bytes(chunk: Any, leaf: Any) -> float:
