@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +75,17 @@ class Bench:
         """Note a mistake that the run must not end well with; the section goes on."""
         self.wrongs.append(text)
         self.write()
+
+    @contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """Try one of several things: a failure is noted as a mistake, and the section goes on."""
+        try:
+            yield
+        except (OutOfTime, subprocess.TimeoutExpired):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others are tried
+            traceback.print_exc()
+            self.wrong(f"{what} failed: {type(error).__name__}: {error}")
 
     def write(self) -> None:
         """Write down what is known so far."""

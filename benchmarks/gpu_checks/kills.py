@@ -31,18 +31,20 @@ def kill(bench: Bench) -> None:
     counted(bench, calm, rows)
     wanted = values(calm.output, "y")
     bench.note("undisturbed", {"seconds": round(calm.seconds, 2), "rows": rows})
-    ran = worker_killed(bench)
-    counted(bench, ran, rows)
-    same(bench, "worker", wanted, ran, {"worker_exits": len(ran.events("worker_exited"))})
-    ran, figures = parent_killed(bench)
-    counted(bench, ran, rows)
-    same(bench, "parent", wanted, ran, figures)
+    with bench.attempt("kills: worker"):
+        ran = worker_killed(bench)
+        counted(bench, ran, rows)
+        same(bench, "worker", wanted, ran, {"worker_exits": len(ran.events("worker_exited"))})
+    with bench.attempt("kills: parent"):
+        ran, figures = parent_killed(bench)
+        counted(bench, ran, rows)
+        same(bench, "parent", wanted, ran, figures)
 
 
 def sizes(bench: Bench) -> tuple[int, int, int]:
     """Return the rows of a batch, the width of a layer and how often it is computed: 10 to 30 ms a
     batch."""
-    return (512, 4096, 80) if bench.on_gpu else (64, 256, 80)
+    return (512, 4096, 80) if bench.on_gpu else (64, 256, 160)
 
 
 def prepare(bench: Bench) -> int:

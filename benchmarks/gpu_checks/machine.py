@@ -38,12 +38,12 @@ def measure(bench: Bench) -> None:
     bench.note("cores", len(os.sched_getaffinity(0)))
     bench.note("gpu", _gpu(bench, torch))
     torch.backends.cuda.matmul.allow_tf32 = False
-    side = 512 if bench.tiny else 8192
+    side = 8192 if bench.on_gpu and not bench.tiny else 512
     flops: dict[str, float] = {}
     for precision in ("fp16", "bf16", "fp32") if bench.on_gpu else ("fp32",):
         flops[precision] = round(_gemm(bench, torch, precision, side))
         bench.note("gemm_flops", flops)
-    size = (4 if bench.tiny else 2048) * _MIB
+    size = (2048 if bench.on_gpu and not bench.tiny else 64) * _MIB
     bench.note("copy_bytes_per_second", round(_device_copy(bench, torch, size)))
     if bench.on_gpu:
         bench.note("transfers", {_text(size): _transfers(torch, size) for size in _SIZES})

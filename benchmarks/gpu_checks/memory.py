@@ -22,9 +22,11 @@ _SOURCE = "pixels"
 
 def split(bench: Bench) -> None:
     """Run a model that needs four times the memory that it may have, and on a GPU a real one."""
-    scratch(bench)
+    with bench.attempt("memory: scratch"):
+        scratch(bench)
     if bench.on_gpu:
-        real(bench)
+        with bench.attempt("memory: resnet"):
+            real(bench)
     else:
         bench.needs_gpu("resnet")
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,10 @@ _TOKENS = 64
 _LEAST_S = 5.0
 _ROWS = {"resnet": ((256, 1024), (4,)), "minilm": ((256, 2048), (8,)), "bge-base": ((256, 1024), (4,))}
 """Rows of the batches that are timed: of a run, and of a tiny one. 16,384 tokens are 256 texts."""
+
+
+Load: TypeAlias = Callable[[], Callable[[], Any]]
+"""Loads a model; returns what computes a batch."""
 
 
 class Cost(NamedTuple):
@@ -46,10 +51,11 @@ def measure(bench: Bench) -> None:
                 if bench.ends - time.monotonic() < _LEAST_S and not bench.tiny:
                     bench.note(what, NO_TIME)
                     continue
-                for way, call in calls(bench, name, precision, rows).items():
-                    took = seconds(bench, call, times=2 if bench.tiny else 5, rounds=3)
-                    figures = held_against(machine, costs, name, precision, rows, took)
-                    bench.note(f"{what} {way}", figures)
+                for way, load in calls(bench, name, precision, rows).items():
+                    with bench.attempt(f"roofline: {what} {way}"):
+                        took = seconds(bench, load(), times=2 if bench.tiny else 5, rounds=3)
+                        figures = held_against(machine, costs, name, precision, rows, took)
+                        bench.note(f"{what} {way}", figures)
     if not bench.on_gpu:
         bench.needs_gpu(*(f"{name} {precision}" for name in _ROWS for precision in ("fp16", "bf16")))
 
@@ -134,20 +140,20 @@ def network(bench: Bench, name: str) -> tuple[Any, dict[str, Any]]:
     return model.eval(), {"input_ids": torch.ones(1, _TOKENS, dtype=torch.int64)}
 
 
-def calls(bench: Bench, name: str, precision: str, rows: int) -> dict[str, Callable[[], Any]]:
+def calls(bench: Bench, name: str, precision: str, rows: int) -> dict[str, Load]:
     """Return the ways in which a backend computes a batch that is on the device."""
     if name == "resnet":
         side = works.SIDES[bench.tiny]
         pixels = np.random.default_rng(1).integers(0, 256, (rows, 3, side, side), np.uint8)
         batch = on_device(bench, {"pixels": pixels})
         return {
-            way: call_of(bench, works.resnet_model(bench, precision, **more), batch)
+            way: partial(call_of, bench, works.resnet_model(bench, precision, **more), batch)
             for way, more in ways(bench).items()
         }
     ids = np.random.default_rng(1).integers(5, 1000, (rows, _TOKENS))
     batch = on_device(bench, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
     found = {
-        way: call_of(bench, works.text_work(name, precision, **more)["model"], batch)
+        way: partial(call_of, bench, works.text_work(name, precision, **more)["model"], batch)
         for way, more in ways(bench).items()
     }
     if bench.on_gpu:
@@ -156,7 +162,7 @@ def calls(bench: Bench, name: str, precision: str, rows: int) -> dict[str, Calla
         batch = on_device(bench, {**packed, "cu_seqlens": ends})
         batch["max_seqlen"] = pa.array([_TOKENS])
         model = works.text_work(name, precision)["model"]
-        found["packed"] = call_of(bench, model, batch, packed=True)
+        found["packed"] = partial(call_of, bench, model, batch, packed=True)
     return found
 
 

@@ -44,7 +44,8 @@ def compare(bench: Bench) -> None:
             judge(bench, f"{name} cpu, direct", rows, direct(bench, name, len(rows)), _DIRECT)
         for way, future in found.items():
             name, precision, *_ = way.split()
-            judge(bench, way, future.result(), wanted[name], BANDS[name][precision])
+            with bench.attempt(way):
+                judge(bench, way, future.result(), wanted[name], BANDS[name][precision])
     if not bench.on_gpu:
         bench.needs_gpu(*(f"{name} {precision}" for name in names for precision in BANDS[name]))
     onnx(bench, wanted["resnet"])
@@ -152,7 +153,6 @@ def onnx(bench: Bench, wanted: Array) -> None:
         bench.note("resnet onnx", f"needs {', '.join(absent)}" if absent else "left out of a tiny run")
         return
     bench.left_s(at_least=_EXPORT_S)
-    import onnxruntime
     import torch
 
     sys.path.insert(0, str(ROOT / "jobs"))
@@ -171,7 +171,16 @@ def onnx(bench: Bench, wanted: Array) -> None:
     judge(bench, "resnet onnx cpu", results(bench, "resnet onnx cpu", job, device="cpu"), wanted, band)
     if not bench.on_gpu:
         bench.needs_gpu("resnet onnx cuda")
-    elif "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+    elif not on_gpu_by_onnx():
         bench.note("resnet onnx cuda", "needs onnxruntime-gpu")
     else:
         judge(bench, "resnet onnx cuda", results(bench, "resnet onnx cuda", job), wanted, band)
+
+
+def on_gpu_by_onnx() -> bool:
+    """Tell whether onnxruntime is there, and has what it needs for a GPU."""
+    if not importlib.util.find_spec("onnxruntime"):
+        return False
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()

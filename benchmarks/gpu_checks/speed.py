@@ -27,13 +27,14 @@ def measure(bench: Bench) -> None:
         if at and not bench.tiny and bench.ends - time.monotonic() < _RUN_S:
             bench.note(what, NO_TIME)
             continue
-        ran = run(bench, f"speed-{name}-{precision}", job, "--measure")
-        counted(bench, ran, rows)
-        figures = read(bench, ran, name, precision)
-        bench.note(what, figures)
-        require_no_more_than_the_model(bench, what, figures)
-        # Gigabytes, all in all.
-        shutil.rmtree(ran.output)
+        with bench.attempt(what):
+            ran = run(bench, f"speed-{name}-{precision}", job, "--measure")
+            counted(bench, ran, rows)
+            figures = read(bench, ran, name, precision)
+            bench.note(what, figures)
+            require_no_more_than_the_model(bench, what, figures)
+            # Gigabytes, all in all.
+            shutil.rmtree(ran.output)
     if not bench.on_gpu:
         bench.needs_gpu(*(f"{name} {precision}" for name in _names() for precision in ("fp16", "bf16")))
         bench.needs_gpu("resnet-jpeg-gpu fp16")
