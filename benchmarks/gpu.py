@@ -43,7 +43,7 @@ class Section(NamedTuple):
 
 SECTIONS = {
     "machine": Section("machine:measure", 30),
-    "inputs": Section("inputs:prepare", 40),
+    "inputs": Section("inputs:prepare", 70),
     "same rows": Section("same_rows:compare", 75),
     "traps": Section("traps:try_all", 90),
     "speed": Section("speed:measure", 160),

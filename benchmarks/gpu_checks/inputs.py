@@ -29,7 +29,7 @@ ROWS = {
     "texts": (600_000, 160),
     "pixels-few": (256, 16),
     "pixels": (4_096, 32),
-    "jpeg": (1_536, 24),
+    "jpeg": (1_280, 24),
     "table": (4_000_000, 8_000),
 }
 """Rows that are made for each folder: of a run, and of a tiny one."""

@@ -13,7 +13,7 @@ from gpu_checks.inputs import ROWS
 from gpu_checks.running import Ran, compared, counted, require_close, run, values
 from gpu_checks.same_rows import BANDS
 
-_GIB, _MIB = 2**30, 2**20
+_GIB = 2**30
 _LIMIT = 4 * _GIB
 _BATCH = 2048
 _RESNET_LIMIT = 5 * _GIB
@@ -45,7 +45,7 @@ def scratch(bench: Bench) -> None:
             "model": {
                 "backend": "torch",
                 "entry": "networks:hungry",
-                "args": {"row_bytes": 4 * _LIMIT // _BATCH, "limit_bytes": _LIMIT},
+                "args": {"row_bytes": 4 * _LIMIT // _BATCH, "limit_bytes": _LIMIT, "device": bench.device},
                 "signature": {"inputs": {"x": "float32[?]"}, "outputs": {"y": "float32[?]"}},
             },
             "batching": {"size": _BATCH},
@@ -62,7 +62,7 @@ def scratch(bench: Bench) -> None:
 def real(bench: Bench) -> None:
     """Run the convolutional network on batches that need more than it may have, and without the limit."""
     model = works.resnet_model(bench, "fp16")
-    less = {**model["args"], "limit_bytes": _RESNET_LIMIT}
+    less = {**model["args"], "limit_bytes": _RESNET_LIMIT, "device": bench.device}
     found, rows = {}, ROWS[_SOURCE][bench.tiny]
     for name, more, size in (
         ("free", {}, 256),

@@ -116,21 +116,23 @@ class Hungry(nn.Module):
         return scratch[:, -1] * self.weight
 
 
-def hungry(row_bytes: int, limit_bytes: int) -> Hungry:
+def hungry(row_bytes: int, limit_bytes: int, device: str) -> Hungry:
     """Return a hungry model, in a process that gets no more than `limit_bytes` besides what it has."""
-    _limit(limit_bytes)
+    _limit(limit_bytes, device)
     return Hungry(row_bytes)
 
 
-def hungry_resnet(limit_bytes: int, blocks: Sequence[int] = (3, 4, 6, 3), width: int = 64) -> ResNet:
+def hungry_resnet(
+    limit_bytes: int, device: str, blocks: Sequence[int] = (3, 4, 6, 3), width: int = 64
+) -> ResNet:
     """Return a ResNet in a process that gets no more than `limit_bytes` of a GPU."""
-    _limit(limit_bytes)
+    _limit(limit_bytes, device)
     return resnet(blocks, width)
 
 
-def _limit(limit_bytes: int) -> None:
-    """Limit a GPU's memory, or the address space where there is none."""
-    if torch.cuda.is_available():
+def _limit(limit_bytes: int, device: str) -> None:
+    """Limit a GPU's memory, or the address space of a process that computes on the CPU."""
+    if device != "cpu":
         whole = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(limit_bytes / whole, 1.0))
         return
