@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,3 +46,60 @@ def test_padding() -> None:
     assert found["sorted windows, 32 buckets"][0] >= 93, done.stdout
     assert found["sorted windows, 32 buckets"][1] <= 32, done.stdout
     assert found["packed"][0] >= 99, done.stdout
+
+
+@pytest.mark.slow
+def test_the_gpu_checks(tmp_path: Path) -> None:
+    """On a CPU every section comes to its end, no row is lost or wrong, and what needs a GPU is named."""
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu", "--tiny"]
+    done = subprocess.run(
+        [*command, "--out", str(out), "--scratch", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=800,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(out.read_text())
+    sections = found["sections"]
+    assert {name: section["status"] for name, section in sections.items()} == dict.fromkeys(
+        [
+            "machine",
+            "inputs",
+            "same rows",
+            "traps",
+            "speed",
+            "roofline",
+            "memory",
+            "kills",
+            "small models",
+            "cold start",
+        ],
+        "done",
+    )
+    assert found["wrong"] == []
+    figures = {name: section["figures"] for name, section in sections.items()}
+    for section, name, rows in (
+        ("same rows", "resnet cpu, direct", 16),
+        ("same rows", "minilm cpu, direct", 48),
+        ("speed", "minilm fp32", 160),
+        ("speed", "resnet-jpeg fp32", 24),
+        ("memory", "scratch", 4096),
+        ("kills", "undisturbed", 6144),
+        ("kills", "worker", 6144),
+        ("kills", "parent", 6144),
+        ("small models", "two workers", 8000),
+        ("cold start", "first", 80),
+    ):
+        assert figures[section][name]["rows"] == rows, (section, name)
+    assert figures["traps"]["lazy device"]["false_alarms"] == 0
+    assert figures["memory"]["scratch"]["said"]
+    assert 0 < figures["kills"]["parent"]["rows_reused"] < 6144
+    for section, name in (("machine", "transfers"), ("traps", "cuda"), ("speed", "bge-base fp16")):
+        assert figures[section][name] == "needs a GPU"
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["section", "status", "seconds"]
+    assert lines[-1].startswith("0 wrong, ")
+    assert all(f"-- {name}" in lines for name in sections)
+    assert [path.name for path in tmp_path.iterdir()] == ["gpu.json"], "the scratch folder is left"
