@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchinfer.config.sections import Count, OutputOptions
@@ -13,6 +15,8 @@ from batchinfer.errors import ContractError, DataError
 from batchinfer.row_errors import ERROR_TYPE
 
 _LOOKED_AT = 1024
+_LONG_BYTES = 1024 * 1024
+_AROUND_BYTES = 1024 * 1024
 
 
 class ParquetOptions(OutputOptions):
@@ -39,20 +43,33 @@ class ParquetSink:
     def encode(self, rows: pa.Table, metadata: Mapping[str, str]) -> pa.Buffer:
         """Write one table at once: writing it in pieces would give other row groups, other bytes."""
         keyed = rows.replace_schema_metadata(dict(sorted(metadata.items())))
-        out = pa.BufferOutputStream()
+        # More than enough, as a rule. What is not written to is no memory, and all of it goes back at once.
+        size = rows.nbytes + rows.nbytes // 8 + _AROUND_BYTES
+        room = pa.py_buffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         try:
-            pq.write_table(
-                keyed,
-                out,
-                row_group_size=self._options.row_group_rows,
-                compression=self._options.compression,
-                # Dictionaries help repeated words; on floats and on keys they cost most of the speed.
-                use_dictionary=_repeating(rows),
-                write_page_checksum=True,
-            )
+            out = pa.FixedSizeBufferWriter(room)
+            self._write(keyed, out)
+            return room.slice(0, out.tell())
+        except (pa.ArrowException, OSError):
+            del room  # too small, where a dictionary stands for far more; or an error that comes again
+        stream = pa.BufferOutputStream()
+        try:
+            self._write(keyed, stream)
         except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
             raise ContractError(f"Parquet cannot hold the output: {error}") from error
-        return out.getvalue()
+        return stream.getvalue()
+
+    def _write(self, rows: pa.Table, out: Any) -> None:
+        pq.write_table(
+            rows,
+            out,
+            row_group_size=self._options.row_group_rows,
+            compression=self._options.compression,
+            # Dictionaries help repeated words; on floats and on keys they cost most of the speed.
+            use_dictionary=_repeating(rows),
+            write_statistics=_counted(rows),
+            write_page_checksum=True,
+        )
 
     def count(self, data: bytes) -> tuple[int, int]:
         """Read the footer."""
@@ -103,6 +120,34 @@ def _repeating(rows: pa.Table) -> list[str]:
         if _is_word(field.type)
         and 2 * len(column.slice(0, _LOOKED_AT).unique()) <= min(len(column), _LOOKED_AT)
     ]
+
+
+def _counted(rows: pa.Table) -> bool | list[str]:
+    """Name the columns whose smallest and largest values are noted: all, where none has a long value.
+
+    A long one would be left out in the end, but copied three times before that.
+    """
+    long = [
+        field.name
+        for field, column in zip(rows.schema, rows.columns, strict=True)
+        if _is_bytes(field.type)
+        and column.nbytes > _LONG_BYTES
+        and (pc.max(pc.binary_length(column)).as_py() or 0) > _LONG_BYTES
+    ]
+    flat = [field.name for field in rows.schema if not pa.types.is_nested(field.type)]
+    return [name for name in flat if name not in long] if long else True
+
+
+def _is_bytes(type_: pa.DataType) -> bool:
+    return any(
+        is_(type_)
+        for is_ in (
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+        )
+    )
 
 
 def _is_word(type_: pa.DataType) -> bool:
