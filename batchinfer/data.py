@@ -221,7 +221,7 @@ class Window:
     """
 
     span: Span
-    carried: pa.RecordBatch | None
+    carried: pa.Table | None
     good: np.ndarray[Any, Any]
     failed: Mapping[int, RowError]
     num_batches: int

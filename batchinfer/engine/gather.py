@@ -141,11 +141,13 @@ class Gatherer:
             elif field.name == "_error":
                 columns.append(_errors(_all_failed(window, batches), num_rows))
             else:
-                columns.append(tensors.to_arrow(window.carried[field.name], field.type))
+                column = window.carried[field.name]
+                columns.append(column if column.type == field.type else column.cast(field.type))
         return pa.Table.from_arrays(columns, schema=schema)
 
-    def _results(self, window: Window, batches: Sequence[TypedBatch]) -> dict[str, pa.Array]:
-        """Put the results back into source order, with nulls for failed rows."""
+    def _results(self, window: Window, batches: Sequence[TypedBatch]) -> dict[str, Any]:
+        """Put the results back into source order, with nulls for failed rows. Those in order stay where they
+        are, a piece for each batch."""
         num_rows = window.carried.num_rows if window.carried is not None else 0
         full = [typed for typed in batches if len(typed.batch.rows)]
         if not full:
@@ -155,8 +157,8 @@ class Gatherer:
         columns = {}
         for at, field in enumerate(self._contract.results):
             pieces = [typed.columns[at] for typed in full]
-            whole = pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
-            columns[field.name] = whole if order is None else whole.take(order)
+            whole = pa.chunked_array(pieces, field.type)
+            columns[field.name] = whole if order is None else whole.combine_chunks().take(order)
         return columns
 
     def _columns(self, output: OutputBatch) -> list[pa.Array]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from batchinfer import tensors
 from batchinfer.data import HostBatch, Packing, Window
@@ -20,8 +21,6 @@ from batchinfer.loader.packing import cut_packed, packed_piece, packed_stand_ins
 from batchinfer.loader.shapes import rounded
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from batchinfer.config.machine import By
 
 
@@ -53,7 +52,7 @@ class BatchPolicy:
     packing: Packing | None = None
 
 
-def cut(rows: pa.RecordBatch, policy: BatchPolicy) -> list[np.ndarray[Any, Any]]:
+def cut(rows: pa.RecordBatch | pa.Table, policy: BatchPolicy) -> list[np.ndarray[Any, Any]]:
     """Return the rows of each batch, as positions in `rows`: int64 arrays of shape (batch rows,)."""
     lengths = _row_lengths(rows, policy.bindings)
     if lengths is not None and policy.packing is not None:
@@ -71,7 +70,10 @@ def cut(rows: pa.RecordBatch, policy: BatchPolicy) -> list[np.ndarray[Any, Any]]
 
 
 def make_batches(
-    window: Window, rows: pa.RecordBatch, cuts: Sequence[np.ndarray[Any, Any]], policy: BatchPolicy
+    window: Window,
+    rows: pa.RecordBatch | pa.Table,
+    cuts: Sequence[np.ndarray[Any, Any]],
+    policy: BatchPolicy,
 ) -> Iterator[HostBatch]:
     """Yield the batches of one window; one empty batch where it has no good row."""
     for positions in cuts:
@@ -125,21 +127,30 @@ def _filled(column: Any, num_missing: int) -> Any:
     return np.concatenate([column, np.repeat(column[-1:], num_missing, axis=0)])
 
 
-def _row_lengths(rows: pa.RecordBatch, bindings: Sequence[Binding]) -> np.ndarray[Any, Any] | None:
+def _row_lengths(rows: pa.RecordBatch | pa.Table, bindings: Sequence[Binding]) -> np.ndarray[Any, Any] | None:
     """Return each row's longest ragged input, or None where no input is ragged."""
     ragged = [tensors.lengths(rows[bind.column]) for bind in bindings if _ragged(rows, bind)]
     return np.maximum.reduce(ragged) if ragged else None
 
 
-def _ragged(rows: pa.RecordBatch, bind: Binding) -> bool:
+def _ragged(rows: pa.RecordBatch | pa.Table, bind: Binding) -> bool:
     return tensors.is_ragged(rows.schema.field(bind.column).type)
 
 
-def _pick(rows: pa.RecordBatch, positions: np.ndarray[Any, Any]) -> pa.RecordBatch:
-    """Take rows; neighbours in order are a view, not a copy."""
-    if len(positions) and positions[-1] - positions[0] == len(positions) - 1 and _ascending(positions):
-        return rows.slice(int(positions[0]), len(positions))
-    return rows.take(positions)
+def is_ragged(rows: pa.RecordBatch, policy: BatchPolicy) -> bool:
+    """Tell whether some input has rows of varying length, by which they are sorted."""
+    return any(_ragged(rows, bind) for bind in policy.bindings)
+
+
+def _pick(rows: pa.RecordBatch | pa.Table, positions: np.ndarray[Any, Any]) -> pa.RecordBatch:
+    """Take rows; neighbours in order are a view, unless they stand on both sides of a seam of a table."""
+    if not (positions[-1] - positions[0] == len(positions) - 1 and _ascending(positions)):
+        return rows.take(positions)
+    picked = rows.slice(int(positions[0]), len(positions))
+    if isinstance(picked, pa.RecordBatch):
+        return picked
+    pieces = picked.to_batches()
+    return pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
 
 
 def _ascending(positions: np.ndarray[Any, Any]) -> bool:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from batchinfer.data import EncodedChunk, HostBatch, Span, Unit, UnitEnd, Window
-from batchinfer.loader.batches import BatchPolicy, cut, make_batches
+from batchinfer.loader.batches import BatchPolicy, cut, is_ragged, make_batches
 from batchinfer.tensors import num_bytes
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +70,11 @@ def _close(
         yield HostBatch(window=window, rows=window.good, tensors={})
         return
     bases = np.cumsum([0, *(chunk.carried.num_rows for chunk in pending)])
-    rows = _concat([chunk.tensors for chunk in pending])
+    rows = _together([chunk.tensors for chunk in pending], policy)
     cuts = cut(rows, policy)
     window = Window(
         span=Span(unit, start, start + int(bases[-1]), last),
-        carried=_concat([chunk.carried for chunk in pending]),
+        carried=pa.Table.from_batches([chunk.carried for chunk in pending]),
         good=np.concatenate([chunk.good + base for chunk, base in zip(pending, bases[:-1], strict=True)]),
         failed={
             row + int(base): error
@@ -90,7 +87,8 @@ def _close(
     yield from make_batches(window, rows, cuts, policy)
 
 
-def _concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    import pyarrow as pa
-
-    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+def _together(pieces: list[pa.RecordBatch], policy: BatchPolicy) -> pa.RecordBatch | pa.Table:
+    """Put the rows of a window together: by a copy where they will be sorted, else where they lie."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return pa.concat_batches(pieces) if is_ragged(pieces[0], policy) else pa.Table.from_batches(pieces)

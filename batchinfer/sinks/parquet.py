@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchinfer.config.sections import Count, OutputOptions
@@ -15,6 +17,8 @@ from batchinfer.tensors import least_bytes
 
 _LOOKED_AT = 1024
 _GROUP_BYTES = 16 * 1024 * 1024
+_LONG_BYTES = 1024 * 1024
+_FIRST_BYTES = 1024 * 1024
 
 
 class ParquetOptions(OutputOptions):
@@ -91,7 +95,8 @@ class ParquetPart:
     def __init__(self, options: ParquetOptions, schema: pa.Schema, metadata: Mapping[str, str]) -> None:
         self._options = options
         self._schema = schema.with_metadata(dict(sorted(metadata.items())))
-        self._out = pa.BufferOutputStream()
+        self._room = _Room()
+        self._out = pa.PythonFile(self._room, mode="w")
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.Table] = []
         self._num_waiting = 0
@@ -116,7 +121,7 @@ class ParquetPart:
         assert self._writer is not None
         self._writer.add_key_value_metadata(dict(sorted(metadata.items())))
         self._writer.close()
-        return self._out.getvalue()
+        return self._room.buffer()
 
     def _encode(self, rows: pa.Table) -> None:
         keyed = rows.replace_schema_metadata(self._schema.metadata)
@@ -128,11 +133,48 @@ class ParquetPart:
                     compression=self._options.compression,
                     # Dictionaries help repeated words; on floats and on keys they cost most of the speed.
                     use_dictionary=_repeating(rows),
+                    write_statistics=_counted(rows),
                     write_page_checksum=True,
                 )
             self._writer.write_table(keyed, row_group_size=self._group_rows)
         except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
             raise ContractError(f"Parquet cannot hold the output: {error}") from error
+
+
+class _Room:
+    """Memory that grows with what is written, without a copy, and goes back to the kernel as a whole.
+
+    A stream of Arrow's takes up to three times what is in it, and its allocator keeps that.
+    """
+
+    closed = False
+
+    def __init__(self) -> None:
+        self._map = mmap.mmap(-1, _FIRST_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._at = 0
+
+    def write(self, data: Any) -> int:
+        """Append bytes. What is reserved beyond them is no memory until it is written to."""
+        end = self._at + len(data)
+        if end > len(self._map):
+            self._map.resize(2 * end)
+        self._map[self._at : end] = data
+        self._at = end
+        return len(data)
+
+    def tell(self) -> int:
+        """Return the bytes so far."""
+        return self._at
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing: whoever holds the buffer holds the memory."""
+
+    def buffer(self) -> pa.Buffer:
+        """Return what was written."""
+        return pa.py_buffer(self._map).slice(0, self._at)
 
 
 def group_rows(schema: pa.Schema, most: int) -> int:
@@ -149,6 +191,34 @@ def _repeating(rows: pa.Table) -> list[str]:
         if _is_word(field.type)
         and 2 * len(column.slice(0, _LOOKED_AT).unique()) <= min(len(column), _LOOKED_AT)
     ]
+
+
+def _counted(rows: pa.Table) -> bool | list[str]:
+    """Name the columns whose smallest and largest values are noted: all, where none has a long value.
+
+    A long one would be left out in the end, but copied three times before that.
+    """
+    long = [
+        field.name
+        for field, column in zip(rows.schema, rows.columns, strict=True)
+        if _is_bytes(field.type)
+        and column.nbytes > _LONG_BYTES
+        and (pc.max(pc.binary_length(column)).as_py() or 0) > _LONG_BYTES
+    ]
+    flat = [field.name for field in rows.schema if not pa.types.is_nested(field.type)]
+    return [name for name in flat if name not in long] if long else True
+
+
+def _is_bytes(type_: pa.DataType) -> bool:
+    return any(
+        is_(type_)
+        for is_ in (
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+        )
+    )
 
 
 def _is_word(type_: pa.DataType) -> bool:
