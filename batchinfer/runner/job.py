@@ -122,7 +122,9 @@ class _Session:
 
     def run(self) -> RunReport:
         """Prepare, run the pending units, finish; where files arrived meanwhile, once more for them."""
-        if self.standby is not None and not self._in_this_process():
+        if self.standby is not None and self._in_this_process():
+            self.standby.close()
+        elif self.standby is not None:
             self.standby.expect(self._job, self._environment())
         with Interrupts() as interrupts:
             while True:

@@ -102,6 +102,15 @@ def test_nobody_takes_it(tmp_path: Path) -> None:
     standby.close()
 
 
+def test_a_store_that_only_this_process_sees(tmp_path: Path) -> None:
+    """Where the worker is a thread, the process that waited ends at once."""
+    write_shards(tmp_path / "in", [10])
+    job = load_job(doubling_job(tmp_path, output={"path": "memory://standby/out", "storage_options": {}}))
+    with Standby() as standby:
+        assert run(job, MACHINE, [], standby=standby).rows_ok == 10
+        assert standby.take() is None
+
+
 def test_a_dead_one_is_not_handed_out() -> None:
     """A worker that died while it waited counts as none, and is not held against the job."""
     with Standby() as standby:
