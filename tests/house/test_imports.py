@@ -70,7 +70,7 @@ def command(arguments: list[str]) -> str:
 
 def test_help_is_quick() -> None:
     """Who asks for help waits for no library but the one that prints it."""
-    others = {"pyarrow", "numpy", "pydantic", "yaml", "pynvml", "batchinfer.config"}
+    others = {"pyarrow", "numpy", "pydantic", "yaml", "pynvml", "importlib.metadata", "batchinfer.config"}
     assert not imported_by(command(["--help"])) & {*UNUSED, *others}
 
 
