@@ -43,7 +43,7 @@ _ENTRY_POINT = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 class Options(BaseModel):
     """A section of the job file. Unknown keys are refused, nothing is coerced, nothing changes.
 
-    A field's docstring (the string below it) is its description in the JSON Schema.
+    A field's docstring (the string below it) is its description in the JSON Schema (`describe_fields`).
     `shorthand` names the field that `- step: value` sets.
     """
 
@@ -51,7 +51,7 @@ class Options(BaseModel):
         extra="forbid",
         frozen=True,
         strict=True,
-        use_attribute_docstrings=True,
+        defer_build=True,  # a job uses few of the classes
         hide_input_in_errors=True,
         allow_inf_nan=False,
     )

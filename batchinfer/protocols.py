@@ -105,6 +105,8 @@ class Backend(Protocol):
     Once loaded, a backend may have two things more. `few_shapes`, true where it is made ready for each shape
     of batches, has them come in few. `packing()` returns a `Packing` where rows may come packed, and None
     where they may not; called once, before the first batch.
+
+    A class may name in `libraries` what `load` imports; on a CPU it is imported while the run is planned.
     """
 
     inputs: Sequence[TensorSpec]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from difflib import get_close_matches
-from importlib.metadata import entry_points
 from typing import Any
 
 from batchinfer.errors import JobFileError
@@ -67,6 +66,8 @@ _SINGULAR = {
 
 def names(kind: str) -> list[str]:
     """Every registered name of a kind, built in or from an installed package."""
+    from importlib.metadata import entry_points  # late: it takes a while
+
     outside = {point.name for point in entry_points(group=f"batchinfer.{kind}")}
     return sorted(outside | BUILT_IN[kind].keys())
 
@@ -83,6 +84,8 @@ def load(kind: str, name: str) -> Any:
     """Import the class registered under a name. Raises JobFileError for a name that is not."""
     target = BUILT_IN[kind].get(name)
     if target is None:
+        from importlib.metadata import entry_points
+
         for point in entry_points(group=f"batchinfer.{kind}", name=name):
             return point.load()
         raise JobFileError(unknown(kind, name))

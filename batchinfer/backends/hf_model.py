@@ -97,6 +97,7 @@ class TransformersBackend:
     """
 
     Options = TransformersOptions
+    libraries = ("torch",)
 
     def __init__(self, options: TransformersOptions) -> None:
         self._options = options

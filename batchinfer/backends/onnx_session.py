@@ -80,6 +80,7 @@ class OnnxBackend:
     """An onnxruntime session. A model with a fixed batch axis gets whole batches, the last one padded."""
 
     Options = OnnxOptions
+    libraries = ("onnxruntime",)
 
     def __init__(self, options: OnnxOptions) -> None:
         self._options = options

@@ -75,6 +75,7 @@ class TorchBackend:
     """A torch module in inference mode. Results keep the names of `signature`, or the model's own."""
 
     Options = TorchOptions
+    libraries = ("torch",)
 
     def __init__(self, options: TorchOptions) -> None:
         self._options = options

@@ -6,11 +6,16 @@ import contextlib
 import os
 import signal
 import sys
+from gc import set_threshold  # by name: there is a verb `gc` in this package
 from typing import NoReturn
+
+_OBJECTS = 50_000
 
 
 def main() -> NoReturn:
     """Run the command line and exit with a code of the table in `errors`."""
+    # What is imported stays: to look for garbage among it, again and again, is a tenth of the start.
+    set_threshold(_OBJECTS)
     # While the libraries are imported, Ctrl-C just ends the process. Where it is ignored, it stays so.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import signal
 import threading
 from types import FrameType
@@ -28,6 +27,8 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:  # noqa: FBT001 - typer calls it so
     if value:
+        import importlib.metadata
+
         typer.echo(f"batchinfer {importlib.metadata.version('batchinfer-pipeline')}")
         raise typer.Exit
 

@@ -28,9 +28,12 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Run the first rows of a job and print their results. The job's output is not touched."""
-    from batchinfer.runner.job import run
+    from batchinfer.runner.standby import Standby
 
-    with tempfile.TemporaryDirectory(prefix="batchinfer-preview-") as folder:
+    # First of all: it imports while the job is read.
+    with Standby() as standby, tempfile.TemporaryDirectory(prefix="batchinfer-preview-") as folder:
+        from batchinfer.runner.job import run
+
         overrides = [
             *(set_ or []),
             f"output.path={json.dumps(folder)}",
@@ -41,7 +44,7 @@ def command(
             "observe.pushgateway=null",
         ]
         loaded = load(job, param, overrides)
-        run(loaded, this_machine(), [])
+        run(loaded, this_machine(), [], standby=standby)
         rows = _read(folder)
     if as_json:
         for row in rows.to_pylist():

@@ -49,20 +49,25 @@ def command(
     ] = 0,
 ) -> None:
     """Run a job. Run the same command again to resume: committed units are never done twice."""
-    from batchinfer.runner.job import run
-    from batchinfer.runner.shares import share_of
-    from batchinfer.telemetry import make_observers
+    from batchinfer.runner.standby import Standby
 
-    loaded = load(job, param, set_)
-    share = share_of(shard)
-    observers = make_observers(
-        loaded.observe,
-        job=loaded.name,
-        interactive=interactive(),
-        log_format=log_format.value,
-        stream=sys.stderr,
-        index=share.index,
-    )
-    report = run(loaded, this_machine(), observers, share=share, force=force, measure=measure)
+    # First of all: it imports while the job is read.
+    with Standby() as standby:
+        from batchinfer.runner.job import run
+        from batchinfer.runner.shares import share_of
+        from batchinfer.telemetry import make_observers
+
+        loaded = load(job, param, set_)
+        share = share_of(shard)
+        observers = make_observers(
+            loaded.observe,
+            job=loaded.name,
+            interactive=interactive(),
+            log_format=log_format.value,
+            stream=sys.stderr,
+            index=share.index,
+        )
+        machine = this_machine()
+        report = run(loaded, machine, observers, share=share, force=force, measure=measure, standby=standby)
     if report.units_reused == report.units_total and exit_empty:
         raise typer.Exit(ExitCode.EMPTY)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated
+import contextlib
+from typing import TYPE_CHECKING, Annotated
 
-import pyarrow as pa
 import typer
 
 from batchinfer.cli.arguments import JobFile, Params, Sets, load, this_machine
+from batchinfer.errors import BatchinferError
+
+if TYPE_CHECKING:
+    from batchinfer.config import Job
+    from batchinfer.runner.messages import Ready
+    from batchinfer.runner.plan import Plan
+    from batchinfer.runner.standby import Standby
 
 NAME = "validate"
 
@@ -23,22 +30,51 @@ def command(
     ] = True,
 ) -> None:
     """Check a job: its file, the input's files and columns, and that they fit the model. Writes nothing."""
-    from batchinfer import tensors
-    from batchinfer.config import resolve
-    from batchinfer.runner.check import check_model
+    if not model:
+        _check_input(_checked_file(job, param, set_))
+        return
+    from batchinfer.runner.standby import Standby
+
+    # First of all: it imports while the job is read.
+    with Standby() as standby:
+        from batchinfer.config import resolve
+
+        loaded, machine = _checked_file(job, param, set_), this_machine()
+        with contextlib.suppress(BatchinferError):  # raised below, in its turn
+            standby.expect(resolve(loaded, machine), {})
+        plan = _check_input(loaded)
+        ready = _check_model(resolve(loaded, machine), plan.schema, standby)
+    _show(ready)
+
+
+def _checked_file(job: str, params: list[str] | None, sets: list[str] | None) -> Job:
+    loaded = load(job, params, sets)
+    typer.echo(f"ok  {loaded.origin}: the job file")
+    return loaded
+
+
+def _check_input(loaded: Job) -> Plan:
     from batchinfer.runner.prepare import prepare
 
-    loaded = load(job, param, set_)
-    typer.echo(f"ok  {loaded.origin}: the job file")
-    prepared = prepare(loaded)
-    plan = prepared.plan
+    plan = prepare(loaded).plan
     typer.echo(f"ok  input: {len(plan.shards):,} shards, {plan.num_rows:,} rows, one schema")
-    if not model:
-        return
-    resolved = resolve(loaded, this_machine())
+    return plan
+
+
+def _check_model(resolved: Job, schema: str, standby: Standby) -> Ready:
+    from batchinfer.runner.check import check_model
+
     devices = resolved.compute.devices
     device = devices[0] if isinstance(devices, tuple) else "cpu"
-    ready = check_model(resolved, schema=plan.schema, device=device, threads=int(resolved.compute.threads))
+    threads = int(resolved.compute.threads)
+    return check_model(resolved, schema=schema, device=device, threads=threads, standby=standby)
+
+
+def _show(ready: Ready) -> None:
+    import pyarrow as pa
+
+    from batchinfer import tensors
+
     typer.echo(f"ok  model: {', '.join(map(str, ready.inputs))} -> {', '.join(map(str, ready.outputs))}")
     assert ready.output_schema is not None
     schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(ready.output_schema)))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from batchinfer import registry
+from batchinfer.config.descriptions import describe_fields
 from batchinfer.config.sections import (
     BatchingOptions,
     CheckpointOptions,
@@ -102,6 +103,7 @@ def _classes(kind: str) -> dict[str, Any]:
 
 def _of_class(cls: type[Options], name: str, defs: Schema) -> Schema:
     """Return the schema of a class; the classes inside it go to `defs` under names of their own."""
+    describe_fields(cls)
     schema = cls.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")
     for inner, definition in schema.pop("$defs", {}).items():
         defs[f"{name}.{inner}"] = _clean(definition)
@@ -150,6 +152,7 @@ def _needs_param(schema: Schema) -> bool:
 def _chosen(section: str, kind: str, selector: str, defs: Schema) -> Schema:
     """Return a section whose keys depend on one of them: `format` or `backend`."""
     names = []
+    describe_fields(_CHOSEN[section])
     description = _CHOSEN[section].model_fields[selector].description or ""
     for name, component in _classes(kind).items():
         schema = _of_class(component.Options, f"{section}.{name}", defs)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchinfer import tensors
 
@@ -68,5 +67,7 @@ def _text_bytes(column: pa.Array) -> np.ndarray[Any, Any]:
     """Return the bytes of each row's text; of anything else that is no tensor, what it has on average."""
     kind = column.type
     if any(is_(kind) for is_ in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)):
+        import pyarrow.compute as pc  # late: it takes a while
+
         return np.asarray(pc.binary_length(column).fill_null(0), np.int64)
     return np.full(len(column), -(-column.nbytes // max(len(column), 1)), np.int64)

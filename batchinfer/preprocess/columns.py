@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchinfer import tensors
 from batchinfer.arrow_views import column_of, values_of
@@ -138,6 +137,8 @@ def _without_nulls(column: pa.Array) -> tuple[Values, Flags | None]:
     """Return values, zero where null, and which of them are null (None: none is), both of one shape."""
     if not len(tensors.null_rows(column)):
         return tensors.to_numpy(column), None
+    import pyarrow.compute as pc  # late: it takes a while
+
     missing = values_of(column.is_null())
     inner = column
     shape: tuple[int, ...] = (len(column),)

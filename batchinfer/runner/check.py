@@ -9,6 +9,7 @@ from batchinfer.errors import BatchinferError, from_message
 from batchinfer.lifeline import died_of
 from batchinfer.runner.messages import Failed, Ready, Start
 from batchinfer.runner.process import LineTail, ProcessWorker
+from batchinfer.runner.standby import Standby
 
 if TYPE_CHECKING:
     from batchinfer.config import Job
@@ -17,9 +18,16 @@ _START_S = 300.0
 
 
 def check_model(
-    job: Job, *, schema: str, device: str, threads: int, purpose: Literal["check", "describe"] = "check"
+    job: Job,
+    *,
+    schema: str,
+    device: str,
+    threads: int,
+    purpose: Literal["check", "describe"] = "check",
+    standby: Standby | None = None,
 ) -> Ready:
     """Load the job's model in a process of its own and check every seam of the job; or only load it.
+    A worker that is on `standby` does it.
 
     Raises ContractError where the parts do not fit, DeviceError or DataError where the model does
     not load.
@@ -37,7 +45,7 @@ def check_model(
         metadata={},
         purpose=purpose,
     )
-    worker = ProcessWorker(environment={})
+    worker = (standby.take() if standby is not None else None) or ProcessWorker(environment={})
     tail = LineTail()
     answer: Ready | Failed | None = None
     try:

@@ -28,6 +28,7 @@ from batchinfer.runner.process import InlineWorker, ProcessWorker, Worker
 from batchinfer.runner.report import RunReport
 from batchinfer.runner.shares import Share
 from batchinfer.runner.signals import Interrupts
+from batchinfer.runner.standby import Standby
 from batchinfer.runner.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -42,13 +43,15 @@ def run(
     share: Share | None = None,
     force: bool = False,
     measure: bool = False,
+    standby: Standby | None = None,
 ) -> RunReport:
     """Run a job to its end and report. Raises what ended it early; observers hear of it first.
 
     With a `share`, only this process's part of it. `force` begins a new generation of the output;
-    `measure` compares the run with its model alone, at the end.
+    `measure` compares the run with its model alone, at the end. A worker that is on `standby` is the first.
     """
     session = _Session(resolve(job, machine), observers, share or Share(), force=force, measure=measure)
+    session.standby = standby
     try:
         report = session.run()
     except BaseException as error:
@@ -104,6 +107,7 @@ class _Session:
         self._receipts: dict[int, Receipt] = {}
         self._settings: dict[str, str] = {}
         self.announced = False
+        self.standby: Standby | None = None
         self._budget = Budget(job)
 
     @property
@@ -118,6 +122,10 @@ class _Session:
 
     def run(self) -> RunReport:
         """Prepare, run the pending units, finish; where files arrived meanwhile, once more for them."""
+        if self.standby is not None and self._in_this_process():
+            self.standby.close()
+        elif self.standby is not None:
+            self.standby.expect(self._job, self._environment())
         with Interrupts() as interrupts:
             while True:
                 prepared = prepare(self._job, force=self._force)
@@ -308,15 +316,25 @@ class _Session:
         )
 
     def _spawner(self) -> Callable[[Start], Worker]:
-        if any(uri.startswith("memory://") for uri in _urls(self._job)):
+        if self._in_this_process():
             return lambda start: InlineWorker()  # noqa: ARG005 - told over its channel
+        return self._spawn
+
+    def _spawn(self, start: Start) -> Worker:  # noqa: ARG002 - told over its channel
+        waiting = self.standby.take() if self.standby is not None else None
+        return waiting or ProcessWorker(environment=self._environment())
+
+    def _in_this_process(self) -> bool:
+        """Tell whether the store is one that no other process can see."""
+        return any(uri.startswith("memory://") for uri in _urls(self._job))
+
+    def _environment(self) -> dict[str, str]:
         threads = str(self._job.compute.threads)
-        environment = {
+        return {
             "OMP_NUM_THREADS": threads,
             "RAYON_NUM_THREADS": threads,
             "TOKENIZERS_PARALLELISM": "true",
         }
-        return lambda start: ProcessWorker(environment=environment)  # noqa: ARG005 - see above
 
     def _partial_report(self, prepared: Prepared, pending: Sequence[int], units_left: int) -> RunReport:
         """Report a share that is done while others still have theirs to do."""

@@ -37,6 +37,20 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Expect:
+    """Parent to worker, before `Start` if at all: what it will need, to be imported while the plan is made.
+
+    `environment` are variables that libraries read when they are imported, `components` are kinds and
+    names as the registry has them.
+    """
+
+    environment: dict[str, str]
+    components: tuple[tuple[str, str], ...]
+    device: str
+    kind: Literal["expect"] = "expect"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Assign:
     """Parent to worker: do this unit after those before it. `spilled`: some of it may be done already.
 
@@ -134,7 +148,7 @@ class Failed:
     kind: Literal["failed"] = "failed"
 
 
-Message: TypeAlias = Start | Assign | Stop | Ready | Batches | Measured | Computed | Done | Failed
+Message: TypeAlias = Start | Expect | Assign | Stop | Ready | Batches | Measured | Computed | Done | Failed
 
 _CODEC: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 

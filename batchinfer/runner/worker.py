@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from batchinfer import crash, lifeline
 from batchinfer.engine.blackbox import BlackBox
-from batchinfer.engine.care import Care
 from batchinfer.errors import ExitCode, to_message
 from batchinfer.runner.messages import (
     Assign,
@@ -28,12 +27,15 @@ from batchinfer.runner.messages import (
     Channel,
     Computed,
     Done,
+    Expect,
     Failed,
     Measured,
+    Message,
     Ready,
     Start,
     Stop,
 )
+from batchinfer.runner.standby import prepare, warm_up
 
 if TYPE_CHECKING:
     from batchinfer.data import OutputBatch, Unit
@@ -56,13 +58,19 @@ class _Inbox:
         self._reader = 0
         self.stop = threading.Event()
         self.stop_early = False
-        self.care = Care(box)
         self.spilled: set[int] = set()
         """Units that an earlier attempt may have put batches aside for."""
-        messages = channel.receive() or []
-        if not messages or not isinstance(messages[0], Start):
-            raise EOFError("the parent was gone before it said what to do")
-        self.start = messages[0]
+        messages = _some(channel)
+        if isinstance(expected := messages[0], Expect):
+            prepare(expected)
+            messages = messages[1:] or _some(channel)
+        start = messages[0]
+        assert isinstance(start, Start)
+        self.start = start
+        # Late: it imports NumPy, which reads the environment.
+        from batchinfer.engine.care import Care
+
+        self.care = Care(box)
         self._take(messages[1:])
         threading.Thread(target=self._listen, name="inbox", daemon=True).start()
 
@@ -117,6 +125,14 @@ class _Inbox:
                 if not message.drain:
                     self.stop_early = True
                     self.stop.set()
+
+
+def _some(channel: Channel) -> list[Message]:
+    """Wait for the next messages. Raises EOFError where the parent is gone."""
+    while not (messages := channel.receive()):
+        if messages is None:
+            raise EOFError("the parent was gone before it said what to do")
+    return messages
 
 
 class _Outbox:
@@ -174,10 +190,11 @@ def serve(channel: Channel, box: BlackBox | None = None) -> int:
 
 
 def _work(inbox: _Inbox, outbox: _Outbox) -> None:
-    # Late: the heavy libraries are loaded here, in the worker, and nowhere else.
+    # Late: the heavy libraries are loaded in the worker, once it knows its environment.
     from batchinfer.engine.unit import measure, run_units
     from batchinfer.runner.assemble import assemble
 
+    gc.enable()
     started = time.perf_counter()
     start = inbox.start
     with assemble(start, units=inbox, spilled=inbox.spilled, care=inbox.care) as assembly:
@@ -226,7 +243,10 @@ def main() -> None:
     """Run as a process: `python -m batchinfer.runner.worker READ_FD WRITE_FD BOX_FD PARENT_PID`."""
     read_fd, write_fd, box_fd, parent = (int(argument) for argument in sys.argv[1:5])
     lifeline.die_with(parent)
+    # While it imports: all of that stays, and is no garbage.
+    gc.disable()
     crash.arm()
+    warm_up()
     # A watchdog's SIGABRT, or a crash of native code, shows where every thread stood.
     faulthandler.enable()
     lifeline.leave_signals_to_parent()

@@ -10,7 +10,6 @@ from decimal import Decimal
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchinfer.config.sections import OutputOptions
 from batchinfer.errors import DataError
@@ -110,6 +109,8 @@ def _iso_8601(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return column.cast(pa.date32()).cast(pa.string())
     if not pa.types.is_timestamp(type_):
         return column.cast(pa.string())
+    import pyarrow.compute as pc  # late: it takes a while
+
     text = pc.replace_substring(column.cast(pa.timestamp(type_.unit)).cast(pa.string()), " ", "T")
     return pc.binary_join_element_wise(text, "Z", "") if type_.tz else text
 

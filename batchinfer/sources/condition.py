@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchinfer.errors import ContractError
 from batchinfer.sources.literals import Literal, comparable, listed
@@ -116,6 +115,8 @@ class Condition:
 
 def _bind(node: Node, schema: pa.Schema, *, negated: bool) -> Any:
     """Return the expression for a condition, or for its opposite."""
+    import pyarrow.compute as pc  # here and below: it takes a while, and few jobs have a condition
+
     match node:
         case Not(inner):
             return _bind(inner, schema, negated=not negated)
@@ -142,6 +143,8 @@ def _bind(node: Node, schema: pa.Schema, *, negated: bool) -> Any:
 
 
 def _flag(name: str, schema: pa.Schema) -> Any:
+    import pyarrow.compute as pc
+
     type_ = schema.field(name).type
     if not pa.types.is_boolean(type_):
         raise ContractError(
@@ -152,6 +155,8 @@ def _flag(name: str, schema: pa.Schema) -> Any:
 
 
 def _like(column: Column, pattern: str, schema: pa.Schema) -> Any:
+    import pyarrow.compute as pc
+
     type_ = schema.field(column.name).type
     if not (pa.types.is_string(type_) or pa.types.is_large_string(type_)):
         raise ContractError(f"input.where: column {column.name!r} is {type_}; `like` is for texts")
@@ -164,6 +169,8 @@ def _in(column: Column, values: Sequence[Literal], schema: pa.Schema) -> tuple[A
 
 
 def _compare(op: str, left: Column | Literal, right: Column | Literal, schema: pa.Schema) -> Any:
+    import pyarrow.compute as pc
+
     compare = _COMPARE[op]
     if isinstance(left, Column) and isinstance(right, Column):
         return compare(*_alike(left, right, schema))
@@ -185,6 +192,8 @@ def _against(column: Column, literal: Literal, schema: pa.Schema) -> tuple[Any, 
 
 def _as_compared(column: Column, schema: pa.Schema) -> tuple[Any, pa.DataType]:
     """Return a column and the type that it is compared in: Arrow compares no half floats."""
+    import pyarrow.compute as pc
+
     field, type_ = pc.field(column.name), schema.field(column.name).type
     if pa.types.is_float16(type_):
         return field.cast(pa.float32()), pa.float32()

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchinfer.errors import DataError
@@ -250,6 +249,8 @@ def _longest(opened: OpenParquet, group: int, paths: Sequence[str]) -> dict[str,
 def _longest_in(array: pa.Array) -> int:
     """Return the length of the longest entry in the dictionaries of an array, also of a nested one."""
     if pa.types.is_dictionary(array.type):
+        import pyarrow.compute as pc  # late: it takes a while
+
         return pc.max(pc.binary_length(array.dictionary)).as_py() or 0
     if pa.types.is_struct(array.type):
         return max((_longest_in(array.field(at)) for at in range(array.type.num_fields)), default=0)

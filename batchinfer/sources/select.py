@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchinfer.arrow_views import column_of
 from batchinfer.data import Chunk, Shard, Unit
@@ -148,6 +147,8 @@ class Selection:
 
 def partition_guarantee(shard: Shard, schema: pa.Schema) -> Any:
     """Return what the folders of a shard promise about its rows, as an Arrow expression."""
+    import pyarrow.compute as pc  # late: it takes a while
+
     terms = []
     for name, value in shard.partition.items():
         scalar = partition_scalar(value, schema.field(name).type)
@@ -169,6 +170,8 @@ def _cast(column: pa.Array, field: pa.Field, unit: Unit) -> pa.Array:
         return column
     try:
         if pa.types.is_run_end_encoded(column.type):
+            import pyarrow.compute as pc  # late: it takes a while
+
             column = pc.run_end_decode(column)
         return column.cast(field.type)
     except pa.ArrowException as error:
