@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from batchinfer import registry
 from batchinfer.config import sections
+from batchinfer.config.descriptions import describe_fields
 
 HERE = Path(__file__).parents[1]
 SECTIONS = {
@@ -90,6 +91,7 @@ def _doc(cls: Any) -> str:
 
 
 def _table(cls: Any, *, skip: tuple[str, ...]) -> str:
+    describe_fields(cls)
     rows = []
     for name, field in cls.model_fields.items():
         if name in skip:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchinfer.config.sections import Count, OutputOptions
@@ -198,6 +197,8 @@ def _counted(rows: pa.Table) -> bool | list[str]:
 
     A long one would be left out in the end, but copied three times before that.
     """
+    import pyarrow.compute as pc  # late: it takes a while
+
     long = [
         field.name
         for field, column in zip(rows.schema, rows.columns, strict=True)
