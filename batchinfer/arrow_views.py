@@ -15,11 +15,15 @@ _NAMES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint6
 _FLOATS = ("float16", "float32", "float64")
 _DTYPES = {pa.from_numpy_dtype(np.dtype(name)): np.dtype(name) for name in (*_NAMES, *_FLOATS)}
 _TYPES = {dtype: type_ for type_, dtype in _DTYPES.items()}
+_NOTHING = np.empty(0)
 
 
-def values_of(array: pa.Array) -> np.ndarray[Any, Any]:
-    """View a column of numbers without nulls, of shape (rows,); other columns are copied, nulls as NaN or
-    objects."""
+def values_of(array: pa.Array | pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """View a column of numbers without nulls, of shape (rows,); others are copied, those in several chunks
+    too, nulls as NaN or objects."""
+    if isinstance(array, pa.ChunkedArray):
+        chunks = [values_of(chunk) for chunk in array.chunks] or [_NOTHING]
+        return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
     dtype = _DTYPES.get(array.type)
     if dtype is None or array.null_count:
         return np.asarray(array.to_numpy(zero_copy_only=False))
