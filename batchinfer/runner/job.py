@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from batchinfer.clock import SystemClock
 from batchinfer.config import Job, Machine, resolve
@@ -32,6 +35,8 @@ from batchinfer.runner.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from batchinfer.protocols import Observer
+
+_POOL = "jemalloc"
 
 
 def run(
@@ -316,6 +321,9 @@ class _Session:
             "RAYON_NUM_THREADS": threads,
             "TOKENIZERS_PARALLELISM": "true",
         }
+        if _POOL in pa.supported_memory_backends():
+            # Arrow's usual one keeps much of what a thread has freed: a quarter more memory, for no more speed.
+            environment["ARROW_DEFAULT_MEMORY_POOL"] = os.environ.get("ARROW_DEFAULT_MEMORY_POOL", _POOL)
         return lambda start: ProcessWorker(environment=environment)  # noqa: ARG005 - see above
 
     def _partial_report(self, prepared: Prepared, pending: Sequence[int], units_left: int) -> RunReport:
