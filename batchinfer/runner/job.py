@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from batchinfer.clock import SystemClock
 from batchinfer.config import Job, Machine, resolve
@@ -33,6 +36,13 @@ from batchinfer.runner.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from batchinfer.protocols import Observer
+
+_ALLOCATOR = {
+    "ARROW_DEFAULT_MEMORY_POOL": "jemalloc",
+    "JE_ARROW_MALLOC_CONF": "dirty_decay_ms:100,muzzy_decay_ms:0",
+}
+"""How Arrow allocates in workers: what is freed goes back to the kernel after a tenth of a second. Its usual
+allocator keeps it, a third of a worker's memory, and is no faster."""
 
 
 def run(
@@ -330,10 +340,12 @@ class _Session:
 
     def _environment(self) -> dict[str, str]:
         threads = str(self._job.compute.threads)
+        allocator = _ALLOCATOR if "jemalloc" in pa.supported_memory_backends() else {}
         return {
             "OMP_NUM_THREADS": threads,
             "RAYON_NUM_THREADS": threads,
             "TOKENIZERS_PARALLELISM": "true",
+            **{key: os.environ.get(key, value) for key, value in allocator.items()},
         }
 
     def _partial_report(self, prepared: Prepared, pending: Sequence[int], units_left: int) -> RunReport:

@@ -26,6 +26,14 @@ def slow(rows):
     return {"x": rows["x"]}
 """
 
+POOL = """
+import pyarrow as pa
+
+def pool(rows):
+    is_jemalloc = pa.default_memory_pool().backend_name == "jemalloc"
+    return {"x": pa.array([float(is_jemalloc)] * rows.num_rows, pa.float32())}
+"""
+
 
 def figures(batchinfer: Run, job: Path, *more: str) -> dict[str, Any]:
     """Run a job and return what its last record says."""
@@ -179,3 +187,16 @@ def test_memory_does_not_grow_with_the_input(tmp_path: Path, batchinfer: Run) ->
     # What an allocator keeps differs from run to run; rows that stayed would be all of the input's growth.
     assert peaks[1] - peaks[0] < 0.1 * 9 * 51_200 * 4096, peaks
     assert peaks[1] < 700 * 2**20, peaks
+
+
+def test_freed_memory_goes_back(tmp_path: Path, batchinfer: Run) -> None:
+    """Workers and their loaders let Arrow allocate by jemalloc, which gives back what is freed, where Arrow
+    has it."""
+    (tmp_path / "steps.py").write_text(POOL)
+    write_shards(tmp_path / "in", [64])
+    step = {"function": "steps:pool", "columns": ["x"], "output": {"x": "float32"}}
+    job = doubling_job(tmp_path, preprocess=[{"python": step}])
+    assert batchinfer("run", str(job)).returncode == 0
+    (part,) = (tmp_path / "out").glob("part-*")
+    wanted = 2.0 if "jemalloc" in pa.supported_memory_backends() else 0.0
+    assert set(pq.read_table(part)["y"].to_pylist()) == {wanted}
