@@ -62,6 +62,8 @@ class CudaRuntime:
         self._torch = torch
         self._device = torch_device(device)
         self._nowhere = torch.cuda.Stream(self._device)
+        # A model of float32 is computed in float32: cuDNN would shorten what its convolutions get to 19 bits.
+        torch.backends.cudnn.allow_tf32 = False
 
     def stream(self) -> CudaStream:
         """Return a new stream."""

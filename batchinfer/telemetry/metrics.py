@@ -58,7 +58,10 @@ class RunMetrics:
         yield from _batches(snapshot)
         yield from _gpus(self._devices.readings(snapshot))
         yield from self._success(snapshot)
-        version = importlib.metadata.version("batchinfer-pipeline")
+        try:
+            version = importlib.metadata.version("batchinfer-pipeline")
+        except importlib.metadata.PackageNotFoundError:
+            version = "not installed"
         info = GaugeMetricFamily("batchinfer_build_info", "1; the versions.", labels=["version", "python"])
         info.add_metric([version, platform.python_version()], 1)
         yield info
