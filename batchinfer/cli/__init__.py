@@ -16,6 +16,8 @@ def main() -> NoReturn:
     """Run the command line and exit with a code of the table in `errors`."""
     # What is imported stays: to look for garbage among it, again and again, is a tenth of the start.
     set_threshold(_OBJECTS)
+    # This process computes nothing: NumPy's threads would only spin. Workers are told their own number.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # While the libraries are imported, Ctrl-C just ends the process. Where it is ignored, it stays so.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -343,6 +343,7 @@ class _Session:
         allocator = _ALLOCATOR if "jemalloc" in pa.supported_memory_backends() else {}
         return {
             "OMP_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
             "RAYON_NUM_THREADS": threads,
             "TOKENIZERS_PARALLELISM": "true",
             **{key: os.environ.get(key, value) for key, value in allocator.items()},
