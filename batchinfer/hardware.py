@@ -5,6 +5,7 @@ A machine without an NVIDIA driver simply has none. Whatever one GPU cannot tell
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -97,6 +98,16 @@ def stay_near(index: int, *, at_least: int) -> frozenset[int]:
     except OSError:
         return frozenset()  # a sandbox may not
     return near
+
+
+def take_turns() -> None:
+    """Let the threads that this one starts not take a core from each other as soon as they wake up.
+
+    Where compute and pipeline share the cores, a batch that is interrupted finds its cache gone: with
+    SCHED_BATCH (sched(7)) a thread that wakes waits for its turn.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # a sandbox may not, other systems have none
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def problem() -> str | None:

@@ -28,7 +28,7 @@ from batchinfer.engine.spill import Spills
 from batchinfer.engine.steps import Stepped, Steps, load_steps
 from batchinfer.engine.timeline import Timeline
 from batchinfer.engine.unit import MAX_CHUNK_ROWS, Timed, Way
-from batchinfer.hardware import gpus, stay_near
+from batchinfer.hardware import gpus, stay_near, take_turns
 from batchinfer.loader.batches import BatchPolicy
 from batchinfer.loader.costs import cost_of
 from batchinfer.loader.windows import WindowPolicy
@@ -71,8 +71,10 @@ def assemble(start: Start, *, units: Units, spilled: set[int], care: Care) -> It
     Raises ContractError where the parts do not fit, and what loading the model raises.
     """
     job = Job.from_message(start.job)
-    if start.device.startswith("cuda") and job.compute.affinity == "auto":
-        # Before there are threads: each has the cores of the one that began it.
+    # Before there are threads: each has the cores and the policy of the one that began it.
+    if not start.device.startswith("cuda"):
+        take_turns()
+    elif job.compute.affinity == "auto":
         stay_near(int(start.device.partition(":")[2] or 0), at_least=int(job.compute.readers) + _BUSY_THREADS)
     # User code is found beside the job file.
     sys.path.insert(0, job.root)
