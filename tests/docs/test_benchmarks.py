@@ -13,6 +13,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+def test_results_are_those_of_the_files() -> None:
+    """benchmarks/RESULTS.md is what the result files say: `python benchmarks/summary.py` writes it anew."""
+    code = "import summary; print(summary.summary(), end='')"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT / "benchmarks")
+    assert done.stdout == (ROOT / "benchmarks" / "RESULTS.md").read_text()
+
+
 def test_the_simulated_device() -> None:
     """By the clock that jumps, a device is never idle but for the first rows and the last commit: 15 of
     128 batches' time, and 25 of 128 with the long units, and no more."""
