@@ -11,8 +11,9 @@ HEAD = """# Results
 
 <!-- Written by summary.py from the files in results/; a test compares it. -->
 
-What the programs of this folder measured, on two cores without a GPU. Each figure is a median over rounds in which all runners
-took turns, with the smallest and the largest beside it. README.md says how each was taken.
+What the programs of this folder measured, on two cores without a GPU. Each figure is a median over
+rounds in which all runners took turns, with the smallest and the largest beside it. README.md says how
+each was taken.
 """
 WORKS = {
     "text": "Text: 1,536 glosses through MiniLM",
@@ -63,7 +64,8 @@ def versus(found: dict[str, Any]) -> str:
     limit = found["limit"]
     ours = found["runners"]["batchinfer"]["whole_s"]["median"]
     lines = [
-        f"Limit: {limit['rows_per_s']:,.0f} rows/s, {LIMITS[limit['kind'].split()[0]]}. {found['rounds']} rounds.\n",
+        f"Limit: {limit['rows_per_s']:,.0f} rows/s, {LIMITS[limit['kind'].split()[0]]}. "
+        f"{found['rounds']} rounds.\n",
         "| | whole run, s | to batchinfer's | steady rows/s | of the limit | USS, MB | CPU, s |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -44,7 +44,7 @@ def play(batches: list[tuple[float, ...]], lanes: int, commit: float) -> tuple[T
                 clock.now += read
                 trail = SimpleNamespace(read=clock.now, decoded=clock.now + decoded)
                 clock.now += decoded + packed
-                yield cast(HostBatch, SimpleNamespace(window=SimpleNamespace(trail=trail)))
+                yield cast("HostBatch", SimpleNamespace(window=SimpleNamespace(trail=trail)))
 
         asking = watch.asking(made())
         for asks, _, _, _, launch, compute in batches:
@@ -54,7 +54,7 @@ def play(batches: list[tuple[float, ...]], lanes: int, commit: float) -> tuple[T
             started = max(clock.now, free[lane]) + launch
             free[lane] = started + compute
             output = SimpleNamespace(batch=batch, started=started, compute_s=compute, lane=lane)
-            watch.add(cast(OutputBatch, output))
+            watch.add(cast("OutputBatch", output))
         clock.now = max(clock.now, *free.values()) + commit
         watch.committed()
         watch.close()
