@@ -63,9 +63,9 @@ def versus(found: dict[str, Any]) -> str:
     """Return the table of a work, the fastest whole run first."""
     limit = found["limit"]
     ours = found["runners"]["batchinfer"]["whole_s"]["median"]
+    what = LIMITS[limit["kind"].split()[0]]
     lines = [
-        f"Limit: {limit['rows_per_s']:,.0f} rows/s, {LIMITS[limit['kind'].split()[0]]}. "
-        f"{found['rounds']} rounds.\n",
+        f"Limit: {limit['rows_per_s']:,.0f} rows/s, {what}. {found['rounds']} rounds.\n",
         "| | whole run, s | to batchinfer's | steady rows/s | of the limit | USS, MB | CPU, s |",
         "|---|---|---|---|---|---|---|",
     ]
