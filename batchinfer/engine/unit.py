@@ -45,13 +45,12 @@ from batchinfer.engine.device import DevicePipeline, InFlight, overlap
 from batchinfer.engine.gather import Gatherer, failures, windows_of
 from batchinfer.engine.isolate import Isolator
 from batchinfer.engine.replay import Efficiency, Sample
-from batchinfer.engine.room import Room
+from batchinfer.engine.room import Room, batch_bytes, chunk_bytes, encoded_bytes, output_bytes
 from batchinfer.engine.timeline import Timeline
 from batchinfer.errors import unit_context
 from batchinfer.loader.batches import BatchPolicy
 from batchinfer.loader.prefetch import Bound, head_start, ordered_map, prefetch
 from batchinfer.loader.windows import WindowPolicy, batches_of
-from batchinfer.tensors import num_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -187,19 +186,19 @@ def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
     encoded = prefetch(
         ordered_map(encode, _pieces(way.chunks, way.chunk_rows), threads=way.readers, name="encode"),
         bound=Bound(64, way.room.encoded),
-        size_of=_encoded_bytes,
+        size_of=encoded_bytes,
         name="encode",
     )
     batches = prefetch(
         _staged(batches_of(encoded, way.windows, way.batches), _or_stop(way.pipeline.stage, stop, failed)),
         bound=Bound(way.pipeline.ahead, way.room.batches),
-        size_of=_batch_bytes,
+        size_of=batch_bytes,
         name="batch",
     )
     return prefetch(
         _computed(submit, collect, way.timeline.asking(batches), way, stop, failed),
         bound=Bound(_BATCHES_AHEAD, way.room.results),
-        size_of=_output_bytes,
+        size_of=output_bytes,
         name="device",
     )
 
@@ -322,7 +321,9 @@ def start_reading(
     """Begin to read some columns, with the types of the plan's schema, in a thread. What comes back must
     be closed."""
     items = read(units, source, schema, columns)
-    return head_start(items, bound=Bound(8, room.read), size_of=_chunk_bytes, name="read")
+    return head_start(
+        items, bound=Bound(8, room.read), size_of=lambda item: chunk_bytes(item.rows), name="read"
+    )
 
 
 def read(
@@ -385,20 +386,3 @@ def _wait(commits: deque[tuple[Future[None], int]], *, at_most: int) -> None:
         if not commits[0][0].done() and (waiting <= at_most or (at_most > 0 and len(commits) == 1)):
             return
         commits.popleft()[0].result()
-
-
-def _chunk_bytes(item: Timed) -> int:
-    return num_bytes(item.rows.rows) if isinstance(item.rows, Chunk) else 0
-
-
-def _encoded_bytes(item: EncodedChunk | UnitEnd) -> int:
-    return num_bytes(item.tensors) + num_bytes(item.carried) if isinstance(item, EncodedChunk) else 0
-
-
-def _batch_bytes(item: HostBatch) -> int:
-    return sum(column.nbytes for column in item.tensors.values())
-
-
-def _output_bytes(item: OutputBatch) -> int:
-    own = sum(column.nbytes for column in item.tensors.values()) + _batch_bytes(item.batch)
-    return own + sum(_output_bytes(piece) for piece in item.pieces)
