@@ -341,10 +341,12 @@ def read(
 
 
 def _rows_per_chunk(unit: Unit) -> int:
-    """Keep a chunk near 16 MiB, by what the footer says of its rows. The same for every run."""
+    """Keep a chunk near 16 MiB, by what the footer says of its rows. The same for every run; and a power of
+    two, as batches are by default: one that lies across a seam must be copied."""
     num_bytes = sum(block.num_bytes for block in unit.shard.blocks)
     row_bytes = max(num_bytes // max(unit.shard.num_rows, 1), 1)
-    return max(1, min(MAX_CHUNK_ROWS, _CHUNK_BYTES // row_bytes))
+    rows = max(1, min(MAX_CHUNK_ROWS, _CHUNK_BYTES // row_bytes))
+    return 1 << (rows.bit_length() - 1)
 
 
 def _pieces(chunks: Generator[Timed, None, None], num_rows: int) -> Generator[Timed, None, None]:

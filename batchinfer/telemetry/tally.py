@@ -26,7 +26,7 @@ from batchinfer.telemetry.rates import Histogram, Meter
 from batchinfer.telemetry.snapshot import Snapshot, WorkerState
 
 if TYPE_CHECKING:
-    from batchinfer.data import RowError
+    from batchinfer.data import ErrorCode, RowError
 
 _MAX_SAMPLES = 5
 
@@ -100,7 +100,7 @@ class Tally:
         self._last_commit: float | None = None
         self._past_stages: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
-        self._error_samples: list[RowError] = []
+        self._error_samples: dict[tuple[ErrorCode, str], RowError] = {}
 
     def on_event(self, event: Event) -> None:
         """Count an event."""
@@ -172,11 +172,17 @@ class Tally:
         self._units += 1
         self._last_commit = now
         self._errors.update(receipt.error_codes)
-        known = {(sample.code, sample.message) for sample in self._error_samples}
         for error in receipt.errors:
-            if len(self._error_samples) < _MAX_SAMPLES and (error.code, error.message) not in known:
-                known.add((error.code, error.message))
-                self._error_samples.append(error)
+            self._sample(error)
+
+    def _sample(self, error: RowError) -> None:
+        """Keep the first row of each kind of failure: first in the input, not the first to be committed."""
+        key = (error.code, error.message)
+        seen = self._error_samples.get(key)
+        if seen is None and len(self._error_samples) >= _MAX_SAMPLES:
+            return
+        if seen is None or (error.source, error.row) < (seen.source, seen.row):
+            self._error_samples[key] = error
 
     def _exit(self, event: WorkerExited, now: float) -> None:
         worker = self._worker(event.worker)
@@ -241,7 +247,7 @@ class Tally:
                 for _, worker in sorted(self._workers.items())
             ),
             errors=dict(self._errors.most_common()),
-            error_samples=tuple(self._error_samples),
+            error_samples=tuple(self._error_samples.values()),
             num_warnings=self._warnings,
             finished=finished,
         )

@@ -118,10 +118,12 @@ def parent_killed(bench: Bench) -> tuple[Ran, dict[str, Any]]:
 def in_the_middle(bench: Bench, path: Path) -> int:
     """Wait until a run has committed some of its units; return its worker's process."""
     output = bench.folder / f"out-{path.stem}"
-    while len(list(output.rglob("part-*"))) < _KILL_AT:
+    ready: list[Any] = []
+    # A first unit can be there before its worker is announced.
+    while not ready or len(list(output.rglob("part-*"))) < _KILL_AT:
         bench.left_s()
         time.sleep(_LOOK_S)
-    ready = [record for record in records(path) if record["event"] == "worker_ready"]
+        ready = [record for record in records(path) if record["event"] == "worker_ready"]
     return int(ready[0]["pid"])
 
 

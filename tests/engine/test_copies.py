@@ -126,14 +126,14 @@ def num_inside(arrays: Sequence[Array], sources: Sequence[Array]) -> int:
     )
 
 
-@pytest.mark.parametrize("width", [8, 384])
-def test_fixed_width_columns(seen: Seen, width: int) -> None:
+@pytest.mark.parametrize(("width", "num_rows"), [(8, 70_000), (384, 20_000)])
+def test_fixed_width_columns(seen: Seen, width: int, num_rows: int) -> None:
     """What the model gets of a column without nulls lies in the buffer that the decoder filled; at the usual
     size of a batch, for every row."""
-    run(vectors(20_000, width), inputs={"x": f"float32[?, {width}]"})
+    run(vectors(num_rows, width), inputs={"x": f"float32[?, {width}]"})
     inputs = seen.of_input("x")
     assert len(inputs) >= len(seen.decoded) > 1
-    assert num_inside(inputs, memory([rows["x"] for rows in seen.decoded])) == 20_000
+    assert num_inside(inputs, memory([rows["x"] for rows in seen.decoded])) == num_rows
 
 
 def test_a_batch_across_a_seam(seen: Seen) -> None:
