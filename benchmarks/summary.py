@@ -47,8 +47,9 @@ def summary() -> str:
         ("startup", "Starting", starting),
     ):
         found = result(name)
-        if found is not None:
-            parts.append(f"\n## {title}\n\n{write(found)}")
+        # A file from before the works had names has no table.
+        if found is not None and (text := write(found)).count("\n") > 2:  # noqa: PLR2004 - the head
+            parts.append(f"\n## {title}\n\n{text}")
     return "".join(parts)
 
 
