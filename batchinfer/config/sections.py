@@ -251,7 +251,8 @@ class ErrorsOptions(Options):
     """record: write the row with nulls and its reason in `_error`. fail: stop at the first one."""
 
     max: str | Annotated[int, Field(ge=0)] = neutral("0.1%")
-    """Failed rows above which the run ends with exit code 3: a share (`0.1%`) or a count."""
+    """Failed rows above which the run ends with exit code 3: a count, or a share of all rows (`0.1%`). It
+    ends early once there are too many for the whole input, or when none of the first 1,000 succeeded."""
 
     check_finite: bool = False
     """Fail the rows whose results hold NaN or infinity."""

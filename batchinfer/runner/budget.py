@@ -11,14 +11,22 @@ if TYPE_CHECKING:
     from batchinfer.data import Receipt, RowError
 
 _MIN_ROWS_TO_JUDGE = 1_000
+"""Where so many rows were done and none succeeded, the rest is not worth its time."""
+
 _MAX_SAMPLES = 10
 
 
 class Budget:
-    """`errors.max`, judged as the run goes and at its end."""
+    """`errors.max`, judged as the run goes and at its end.
 
-    def __init__(self, job: Job) -> None:
+    A share is one of all rows of the input: which units are done first is chance, and must not decide how
+    the run ends. So it goes on until more rows failed than the whole input may have, or until none of the
+    first rows succeeded.
+    """
+
+    def __init__(self, job: Job, *, rows_planned: int) -> None:
         self._max = job.errors.max
+        self._rows_planned = rows_planned
         self._rows = self._failed = 0
         self._first = ""
         self.samples: tuple[RowError, ...] = ()
@@ -32,18 +40,22 @@ class Budget:
         if receipt.errors and not self._first:
             first = receipt.errors[0]
             self._first = f"{first.source} row {first.row}, {first.stage}: {first.message}"
-        if isinstance(self._max, int) or self._rows >= _MIN_ROWS_TO_JUDGE:
+        if self._failed == self._rows >= _MIN_ROWS_TO_JUDGE:
             self.judge(rows=self._rows, failed=self._failed)
+        self._judge(self._failed, of=self._rows, allowed=self._allowed(self._rows_planned))
 
     def judge(self, *, rows: int, failed: int) -> None:
         """Raise BudgetExceeded if so many failed rows of so many are too many."""
-        if isinstance(self._max, int):
-            allowed: float = self._max
-        else:
-            allowed = float(self._max.rstrip("%")) / 100 * rows
+        self._judge(failed, of=rows, allowed=self._allowed(rows))
+
+    def _allowed(self, rows: int) -> float:
+        """Return how many of so many rows may fail."""
+        return self._max if isinstance(self._max, int) else float(self._max.rstrip("%")) / 100 * rows
+
+    def _judge(self, failed: int, *, of: int, allowed: float) -> None:
         if failed > allowed:
             raise BudgetExceeded(
-                f"{failed} of {rows} rows failed, more than errors.max ({self._max}) allows",
+                f"{failed} of {of} rows failed, more than errors.max ({self._max}) allows",
                 where=self._first,
                 hint="everything committed is kept; `batchinfer errors` shows the rows, "
                 "BATCHINFER_DEBUG=1 the first traceback; or raise errors.max",

@@ -118,7 +118,7 @@ class _Session:
         self._settings: dict[str, str] = {}
         self.announced = False
         self.standby: Standby | None = None
-        self._budget = Budget(job)
+        self._budget = Budget(job, rows_planned=0)
 
     @property
     def seconds(self) -> float:
@@ -148,10 +148,10 @@ class _Session:
                     return report
                 self._force = False
                 self._receipts.clear()
-                self._budget = Budget(self._job)
 
     def _run(self, prepared: Prepared, interrupts: Interrupts) -> RunReport:
         plan, root = prepared.plan, self._job.output.path
+        self._budget = Budget(self._job, rows_planned=plan.num_rows)
         leases = self._share.leases(self._job.compute.claims)
         pending = prepared.pending if leases else self._share.of(prepared.pending)
         devices = [device for device in self._devices() for _ in range(self._workers_per_device())]
