@@ -147,6 +147,11 @@ class Postprocessor(Protocol):
 class PartEncoder(Protocol):
     """Encodes the rows of one part as they come. Not used by two threads at once."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it holds. May be asked by any thread."""
+        ...
+
     def write(self, rows: pa.Table) -> None:
         """Add rows. Raises ContractError for a type it cannot hold."""
         ...

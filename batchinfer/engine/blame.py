@@ -1,9 +1,10 @@
 """Who is to blame: rows that fail together are cut until only those that fail are left out.
 
-The search is adaptive group testing: halves until the first bad row is found, then groups as long as the
+The search is adaptive group testing: thirds until the first bad row is found, then groups as long as the
 rows since the last one, doubled while they pass (generalized binary splitting, Hwang 1972, for a number of
-bad rows that nobody knows). A bad row costs at most 2 log2(rows) + 2 further attempts, and rows next to
-each other that all fail cost one each. What passes is kept and never computed again. Which pieces rows are
+bad rows that nobody knows; a third that fails wastes less than a half does, and is hardly an attempt more).
+A bad row costs at most 2 log2(rows) + 2 further attempts, and rows next to each other that
+all fail cost one each. What passes is kept and never computed again. Which pieces rows are
 cut into depends on them alone, so a repeated unit gives the same results.
 """
 
@@ -96,11 +97,11 @@ class _Search(Generic[T]):
         """Find the first bad row before `stop`: there is one."""
         at, heard = self._at, True
         while stop - at > 1:
-            middle = (at + stop) // 2
-            if found := self._refusal(at, middle):
-                stop, failure, heard = middle, found, True
+            part = at + max((stop - at) // 3, 1)
+            if found := self._refusal(at, part):
+                stop, failure, heard = part, found, True
             else:
-                at, heard = middle, False
+                at, heard = part, False
         # That the rest fails was only inferred: a row is never blamed unheard.
         found = failure if heard else self._refusal(at, stop)
         if found is not None:

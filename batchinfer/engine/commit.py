@@ -117,17 +117,17 @@ class UnitWriter:
         self._encoding: Future[None] | None = None
         self._turn = threading.Lock()
         self._is_encoding = False
-        self._num_rows = self._num_bytes = 0
+        self._num_rows = self._num_queued = 0
         self._failed: list[RowError] = []
 
     def write(self, rows: pa.Table, failed: Sequence[RowError] = (), pool: Executor | None = None) -> None:
         """Add rows in source order, and say which of them failed. With a `pool`, they are encoded there,
         one after the other, unless it takes all of a unit's rows to know which file each is for."""
         self._num_rows += rows.num_rows
-        self._num_bytes += num_bytes(rows)
         self._failed.extend(failed)
         with self._turn:
             self._tables.append(rows)
+            self._num_queued += num_bytes(rows)
             if pool is None or self._layout.records or self._is_encoding:
                 return
             self._is_encoding = True
@@ -135,8 +135,13 @@ class UnitWriter:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the rows so far."""
-        return self._num_bytes
+        """Bytes that it holds: rows that are not encoded yet, and what has become of the others."""
+        return self._num_queued + (self._part.encoder.num_bytes if self._part is not None else 0)
+
+    def catch_up(self, *, at_most: int) -> None:
+        """Wait for the encoding where more bytes of rows than these wait for it."""
+        if self._encoding is not None and self._num_queued > at_most:
+            self._encoding.result()
 
     def commit(self) -> Receipt:
         """Publish the unit. Raises UnavailableError when the store stays unclear about it, DataError
@@ -173,6 +178,8 @@ class UnitWriter:
                 rows = self._tables.popleft()
             self._part = self._part or self._begin(self._folder_of_all(), rows)
             self._part.write(rows)
+            with self._turn:
+                self._num_queued -= num_bytes(rows)
 
     def _parts(self) -> list[_Part]:
         """Encode what is not yet encoded. Every folder has its name before anything is published."""

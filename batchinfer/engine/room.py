@@ -13,19 +13,22 @@ _TAKEN = 2.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """Bytes that may wait behind each stage. Each always admits one item, however large it is."""
+    """Bytes that may wait behind each stage. Each always admits one item, however large it is. `parts` are
+    those that are encoded or committed."""
 
     read: int
     encoded: int
     batches: int
     results: int
-    commits: int
+    parts: int
 
     @classmethod
     def of(cls, num_bytes: int) -> Room:
-        """Share a worker's memory: most of it holds what a unit's end makes wait, results and parts."""
+        """Share a worker's memory: most of it holds what a unit's end makes wait, results and parts. A part
+        is counted by the bytes that it takes."""
         eighth = max(1, int(num_bytes / _TAKEN / 8))
-        return cls(read=eighth, encoded=2 * eighth, batches=eighth, results=eighth, commits=3 * eighth)
+        parts = max(1, num_bytes * 3 // 8)
+        return cls(read=eighth, encoded=2 * eighth, batches=eighth, results=eighth, parts=parts)
 
 
 def chunk_bytes(item: Chunk | UnitEnd) -> int:

@@ -140,7 +140,7 @@ def run_units(
         closing(_results(way, stop, failed)) as outputs,
         ThreadPoolExecutor(_COMMITTERS, "commit") as pool,
     ):
-        commits: deque[tuple[Future[None], int]] = deque()
+        commits: deque[tuple[Future[None], UnitWriter]] = deque()
         writer: UnitWriter | None = None
 
         def typed(outputs: Iterable[OutputBatch]) -> Iterator[TypedBatch]:
@@ -158,10 +158,13 @@ def run_units(
                 writer.write(way.gatherer.rows(window, batches), failures(window, batches), pool)
                 if window.span.last:
                     on_computed(unit)
-                    commits.append((pool.submit(commit, writer, unit), writer.num_bytes))
+                    commits.append((pool.submit(commit, writer, unit), writer))
                     writer = None
-                _wait(commits, at_most=way.room.commits)
-            _wait(commits, at_most=0)
+                else:
+                    writer.catch_up(at_most=way.room.results)
+                _wait(commits, writer, at_most=way.room.parts)
+            for future, _ in commits:
+                future.result()
             way.timeline.close()
         finally:
             # Whoever waits for the next unit must wake up, or closing the stages would wait for it.
@@ -380,11 +383,15 @@ def _until(
         yield output
 
 
-def _wait(commits: deque[tuple[Future[None], int]], *, at_most: int) -> None:
-    """Raise the error of a commit that failed; wait while more than `at_most` bytes are under way, and
-    more than one unit of them (with `at_most` 0, for every one)."""
+def _wait(
+    commits: deque[tuple[Future[None], UnitWriter]], writer: UnitWriter | None, *, at_most: int
+) -> None:
+    """Raise the error of a commit that failed. Wait for the oldest while the parts take more than `at_most`
+    bytes; a quarter of them is always there for the unit at hand."""
+    growing = writer.num_bytes if writer is not None else 0
     while commits:
-        waiting = sum(num_bytes for _, num_bytes in commits) + 1
-        if not commits[0][0].done() and (waiting <= at_most or (at_most > 0 and len(commits) == 1)):
+        held = sum(committing.num_bytes for _, committing in commits) + growing
+        fits = held <= at_most or (len(commits) == 1 and growing <= at_most // 4)
+        if fits and not commits[0][0].done():
             return
         commits.popleft()[0].result()

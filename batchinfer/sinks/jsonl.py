@@ -75,6 +75,12 @@ class JsonlPart:
 
     def __init__(self) -> None:
         self._out = pa.BufferOutputStream()
+        self._num_bytes = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the lines so far."""
+        return self._num_bytes
 
     def write(self, rows: pa.Table) -> None:
         """Add rows."""
@@ -82,7 +88,7 @@ class JsonlPart:
             lines = (
                 json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) for row in batch.to_pylist()
             )
-            self._out.write("".join(line + "\n" for line in lines).encode())
+            self._num_bytes += self._out.write("".join(line + "\n" for line in lines).encode())
 
     def finish(self, metadata: Mapping[str, str]) -> pa.Buffer:  # noqa: ARG002 - JSON Lines has no footer
         """Return the lines."""

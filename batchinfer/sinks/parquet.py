@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from batchinfer.config.sections import Count, OutputOptions
 from batchinfer.errors import ContractError, DataError
 from batchinfer.row_errors import ERROR_TYPE
-from batchinfer.tensors import least_bytes
+from batchinfer.tensors import least_bytes, num_bytes
 
 _LOOKED_AT = 1024
 _GROUP_BYTES = 16 * 1024 * 1024
@@ -100,6 +100,11 @@ class ParquetPart:
         self._waiting: list[pa.Table] = []
         self._num_waiting = 0
         self._group_rows = group_rows(schema, options.row_group_rows)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the pages so far, and of the rows that wait to fill a row group."""
+        return self._room.tell() + sum(num_bytes(rows) for rows in tuple(self._waiting))
 
     def write(self, rows: pa.Table) -> None:
         """Add rows, and encode the row groups that are full."""

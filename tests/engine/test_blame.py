@@ -110,12 +110,15 @@ def test_a_broken_job() -> None:
     assert attempts.count < 300
 
 
-@pytest.mark.parametrize("first", range(64))
-def test_the_cost_of_one(first: int) -> None:
-    """One bad row in 64 has at most 127 rows computed again, and about 95 on average."""
-    attempts = Attempts({first})
-    search(64, attempts)
-    assert attempts.num_rows - 64 <= 127
+def test_the_cost_of_one() -> None:
+    """One bad row in 64 has at most 127 rows computed again, and fewer than 80 on average."""
+    costs = []
+    for bad in range(64):
+        attempts = Attempts({bad})
+        search(64, attempts)
+        costs.append(attempts.num_rows - 64)
+    assert max(costs) <= 127
+    assert sum(costs) / 64 < 80
 
 
 def test_rows_in_a_row() -> None:
