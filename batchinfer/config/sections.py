@@ -234,7 +234,7 @@ class CheckpointOptions(Options):
 
     unit_rows: Count | Literal["auto"] = neutral("auto")
     """Rows of a unit, the piece that is published and restarted as one. auto: about 128 MiB of
-    input or output, at most 65,536 rows."""
+    input, or an eighth of a worker's `compute.host_memory`; at most 65,536 rows."""
 
     every: Seconds | None = neutral(60.0)
     """Seconds after which the finished batches of a unit that takes longer are put aside, so that a

@@ -26,9 +26,9 @@ class Room:
     def of(cls, num_bytes: int) -> Room:
         """Share a worker's memory: most of it holds what a unit's end makes wait, results and parts. A part
         is counted by the bytes that it takes."""
-        eighth = max(1, int(num_bytes / _TAKEN / 8))
-        parts = max(1, num_bytes * 3 // 8)
-        return cls(read=eighth, encoded=2 * eighth, batches=eighth, results=eighth, parts=parts)
+        tenth = max(1, int(num_bytes / _TAKEN / 10))
+        parts = max(1, num_bytes // 4)
+        return cls(read=tenth, encoded=2 * tenth, batches=tenth, results=tenth, parts=parts)
 
 
 def chunk_bytes(item: Chunk | UnitEnd) -> int:

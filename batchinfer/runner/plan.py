@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _UNIT_ROWS = 65_536
 _UNIT_BYTES = 128 * 1024 * 1024
+_UNITS_IN_MEMORY = 8
 _FOOTERS_AT_ONCE = 16
 _COUNTED_ROWS = 8192
 
@@ -266,9 +267,21 @@ def schema_of(source: Source, entries: Sequence[Entry]) -> pa.Schema:
 
 
 def _target_rows(job: Job, shard: Shard) -> int:
-    """Return the rows of a unit: as the job says, or near 128 MiB of input and at most 65,536."""
+    """Return the rows of a unit: as the job says, or near 128 MiB of input and at most 65,536; less where a
+    worker's memory would not hold two parts as large as that."""
     if isinstance(job.checkpoint.unit_rows, int):
         return job.checkpoint.unit_rows
     num_bytes = sum(block.num_bytes for block in shard.blocks)
     row_bytes = max(num_bytes // max(shard.num_rows, 1), 1)
-    return max(1, min(_UNIT_ROWS, _UNIT_BYTES // row_bytes))
+    return max(1, min(_UNIT_ROWS, _unit_bytes(job) // row_bytes))
+
+
+def _unit_bytes(job: Job) -> int:
+    """Return the bytes of input of a unit."""
+    compute = job.compute
+    if not (isinstance(compute.host_memory, int) and isinstance(compute.devices, tuple)):
+        return _UNIT_BYTES
+    workers = len(compute.devices) * (
+        compute.workers_per_device if isinstance(compute.workers_per_device, int) else 1
+    )
+    return max(1, min(_UNIT_BYTES, compute.host_memory // workers // _UNITS_IN_MEMORY))
