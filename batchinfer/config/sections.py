@@ -32,7 +32,7 @@ SecretText = Annotated[str, Secret()]
 _JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SHARE = re.compile(r"(100(\.0*)?|[0-9]{1,2}(\.[0-9]+)?)%")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_DEVICE = re.compile(r"cpu|cuda:[0-9]+")
+_DEVICE = re.compile(r"cpu|(cuda|simulated):[0-9]+")
 _MAX_BUCKETS = 32
 _URL = re.compile(r"https?://[^\s/]+(/\S*)?")
 
@@ -244,6 +244,16 @@ class CheckpointOptions(Options):
     """Bytes that are put aside for one unit, at most."""
 
 
+class RetryOptions(Options):
+    """How often a call that failed for a passing reason is made again, before it counts as failed."""
+
+    transient: Annotated[int, Field(ge=0)] = neutral(5)
+    """Further attempts where a connection broke, or a service was busy or had trouble of its own."""
+
+    timeout: Annotated[int, Field(ge=0)] = neutral(2)
+    """Further attempts where nobody answered in time."""
+
+
 class ErrorsOptions(Options):
     """What to do about rows that fail."""
 
@@ -253,6 +263,11 @@ class ErrorsOptions(Options):
     max: str | Annotated[int, Field(ge=0)] = neutral("0.1%")
     """Failed rows above which the run ends with exit code 3: a count, or a share of all rows (`0.1%`). It
     ends early once there are too many for the whole input, or when none of the first 1,000 succeeded."""
+
+    retry: RetryOptions = neutral(RetryOptions)
+    """Calls of steps and of the model that failed for a reason that may pass are made again, after waits that
+    double from half a second to 30 s, with jitter. Passing reasons are told by an error's type, and by its
+    errno, HTTP or gRPC status, never by its text."""
 
     check_finite: bool = False
     """Fail the rows whose results hold NaN or infinity."""
@@ -264,7 +279,8 @@ class ComputeOptions(Options):
     """What the run may use of this machine. Changes nothing in the output."""
 
     devices: Literal["auto", "cpu"] | Count | tuple[str, ...] = neutral("auto")
-    """auto: every GPU, else the CPU; `cpu`; a number of GPUs; or a list such as [cuda:0, cuda:1]."""
+    """auto: every GPU, else the CPU; `cpu`; a number of GPUs; or a list such as [cuda:0, cuda:1]. The
+    simulated backend has as many devices as a list names: [simulated:0, simulated:1]."""
 
     workers_per_device: Count | Literal["auto"] = neutral("auto")
     """Worker processes that share a device."""

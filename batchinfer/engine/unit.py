@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from batchinfer.engine.ceiling import Ceiling
     from batchinfer.engine.commit import UnitWriter
     from batchinfer.engine.encode import Encoder
+    from batchinfer.engine.retry import Retry
     from batchinfer.engine.spill import Spills
     from batchinfer.protocols import Source
 
@@ -102,6 +103,7 @@ class Way:
     bit: bool
     care: Care
     ceiling: Ceiling
+    retry: Retry
     timeline: Timeline
     sample: Sample | None = None
 
@@ -181,6 +183,7 @@ def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
         outputs=way.outputs,
         care=way.care,
         ceiling=way.ceiling,
+        retry=way.retry,
         exclusive=way.lanes == 1,
         bit=way.bit,
     )

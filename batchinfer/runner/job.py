@@ -33,6 +33,7 @@ from batchinfer.runner.shares import Share
 from batchinfer.runner.signals import Interrupts
 from batchinfer.runner.standby import Standby
 from batchinfer.runner.supervisor import Supervisor
+from batchinfer.runner.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from batchinfer.protocols import Observer
@@ -239,7 +240,10 @@ class _Session:
         work.begin()
         stall = self._job.compute.stall_timeout
         try:
-            with interrupts.watched():
+            with (
+                Surroundings(devices, prepared.store, self._job.output.path, self._run_id) as surroundings,
+                interrupts.watched(),
+            ):
                 Supervisor(
                     starts=[
                         self._start(prepared, worker, device, num_workers=len(devices))
@@ -252,6 +256,7 @@ class _Session:
                     interrupts=interrupts,
                     grace_s=self._job.limits.grace,
                     stall_timeout=None if stall == "auto" else float(stall),
+                    surroundings=surroundings,
                 ).run()
         finally:
             keeper.close()

@@ -101,12 +101,13 @@ class Batches:
     """Worker to parent: the forward passes since the last such message.
 
     `stages` are the seconds of each stage since the worker's start, `peak_bytes` its resident memory
-    at most.
+    at most, `retries` the calls that were tried again since the last message, by reason.
     """
 
     notes: tuple[BatchNote, ...]
     stages: dict[str, float]
     peak_bytes: int
+    retries: dict[str, int] = field(default_factory=dict)
     kind: Literal["batches"] = "batches"
 
 
@@ -138,13 +139,15 @@ class Done:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """Worker to parent: an error that ends the worker; `exit_code` names its class."""
+    """Worker to parent: an error that ends the worker; `exit_code` names its class, `fault` what CUDA
+    calls it."""
 
     exit_code: int
     message: str
     where: str | None
     hint: str | None
     details: str
+    fault: str = ""
     kind: Literal["failed"] = "failed"
 
 

@@ -13,6 +13,7 @@ from batchinfer.events import (
     BatchFinished,
     EfficiencyMeasured,
     Event,
+    Retried,
     RunFinished,
     RunStarted,
     StagesTimed,
@@ -100,6 +101,7 @@ class Tally:
         self._last_commit: float | None = None
         self._past_stages: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
+        self._retries: Counter[str] = Counter()
         self._error_samples: dict[tuple[ErrorCode, str], RowError] = {}
 
     def on_event(self, event: Event) -> None:
@@ -122,6 +124,8 @@ class Tally:
                 self._batch(event, now)
             case StagesTimed() | EfficiencyMeasured():
                 self._worker(event.worker).measured(event)
+            case Retried():
+                self._retries.update(event.reasons)
             case UnitCommitted():
                 self._commit(event, now)
             case WorkerExited():
@@ -247,6 +251,7 @@ class Tally:
                 for _, worker in sorted(self._workers.items())
             ),
             errors=dict(self._errors.most_common()),
+            retries=dict(self._retries),
             error_samples=tuple(self._error_samples.values()),
             num_warnings=self._warnings,
             finished=finished,
