@@ -61,7 +61,7 @@ class SimulatedOptions(ModelOptions):
     it never comes back."""
 
     recovers: int | None = neutral(None, ge=1)
-    """Attempts at a row (of a process) after which connection, timeout and throttled are over. null: never."""
+    """Attempts at a row after which connection, timeout and throttled are over. null: never."""
 
     device_faults: dict[str, DeviceFaultOptions] = neutral(dict)
     """What goes wrong with devices: `{"simulated:1": {fault: ECCUncorrectable, after: 10}}`."""

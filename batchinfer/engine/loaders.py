@@ -44,8 +44,8 @@ class Loaders:
     """
 
     def __init__(self, num_loaders: int, on_retry: Callable[[Reason], None]) -> None:
-        """Start the processes, which import what they need while the model is loaded. `on_retry` hears of what
-        they try again."""
+        """Start the processes, which import what they need while the model is loaded. `on_retry` hears of
+        what they try again."""
         self._all = [_Loader(on_retry) for _ in range(num_loaders)]
         self._idle: queue.SimpleQueue[_Loader] = queue.SimpleQueue()
         for loader in self._all:

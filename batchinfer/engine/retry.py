@@ -1,4 +1,4 @@
-"""Another attempt at what failed for a reason that may pass: a service that is busy, a connection that broke."""
+"""Another attempt at what failed for a reason that may pass: a busy service, a connection that broke."""
 
 from __future__ import annotations
 

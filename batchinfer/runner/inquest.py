@@ -109,8 +109,8 @@ class Inquest:
         )
 
     def close(self, unit: int, device: str) -> list[str]:
-        """Forget a unit that is committed by a worker on a device. Returns the other devices on which it ended
-        workers, where no row of it was to blame."""
+        """Forget a unit that is committed by a worker on a device. Returns the other devices on which it
+        ended workers, where no row of it was to blame."""
         dossier = self._dossiers.pop(unit, None)
         if dossier is None or dossier.poison:
             return []
