@@ -27,7 +27,7 @@ _NOT_THEIRS = (
 _NO_MEMORY = {"MemoryError", "OutOfMemoryError"}
 _DEVICE = {"AcceleratorError", "CUDARuntimeError"}
 _CUDA_TEXTS = ("CUDA error", "CUDA driver error", "cuDNN error")
-"""How torch begins what it raises as a plain RuntimeError: cuDNN's and cuBLAS's errors, and before 2.8 all."""
+"""How torch begins what it raises as a plain RuntimeError: cuDNN's and cuBLAS's errors, all before 2.8."""
 _CPU_ALLOCATOR = "DefaultCPUAllocator"
 
 

@@ -309,7 +309,7 @@ class Supervisor:
         raise DeviceError(f"{device} {why}, and no other device is left", hint=_GO_ON)
 
     def _retire(self, member: Member) -> None:
-        """Have a worker whose memory grows beyond its share finish what it has, and another take its place."""
+        """Have a worker whose memory grows beyond its share finish what it has, and another follow it."""
         if member.retiring or member.stopping or not member.may_measure(time.monotonic()):
             return
         why = member.guard.excess(member.worker.own_bytes())
@@ -337,10 +337,8 @@ class Supervisor:
         self._vacancies.append(Vacancy(member.index, member.start, member.deaths + 1, due))
 
     def _has_places(self) -> bool:
-        members = [
-            member for member in self._members if not self._court.circuits.is_open(member.start.device)
-        ]
-        return bool(members or self._vacancies)
+        devices = [place.start.device for place in (*self._members, *self._vacancies)]
+        return not all(map(self._court.circuits.is_open, devices))
 
     def _close_place(self, member: Member, how: str) -> None:
         """Start no worker there any more. Raises DeviceError where no place is left."""
