@@ -115,6 +115,20 @@ class InputOptions(Options):
         return self
 
 
+class CanaryOptions(Options):
+    """A golden batch, on which every device must give the results that it names."""
+
+    path: JobPath
+    """A Parquet file with columns `in.NAME` and `out.NAME` for the model's inputs and outputs, as `batchinfer
+    preview JOB --save-canary FILE` writes it."""
+
+    rtol: Annotated[float, Field(ge=0)] = 1e-3
+    """How far a result may be off, relative to itself."""
+
+    atol: Annotated[float, Field(ge=0)] = 1e-5
+    """How far a result may be off, whatever it is."""
+
+
 class ModelOptions(Options):
     """Which model runs, and how its inputs and outputs are named."""
 
@@ -138,6 +152,10 @@ class ModelOptions(Options):
 
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Number format of the computation. Half precision is for GPUs."""
+
+    canary: CanaryOptions | None = neutral(None)
+    """A golden batch, which every worker computes once its model is loaded: a device that gives other results
+    gets no work."""
 
     forbid_nan: bool = False
     """Refuse rows whose float inputs hold NaN or infinity."""

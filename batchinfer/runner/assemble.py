@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from batchinfer import registry, tensors
 from batchinfer.config import Job, window_rows
+from batchinfer.engine.canary import check_canary
 from batchinfer.engine.careful_steps import CarefulSteps
 from batchinfer.engine.ceiling import Ceiling
 from batchinfer.engine.commit import OutputLayout, UnitWriter
@@ -95,8 +96,9 @@ def assemble(
     backend: Backend = registry.load("backends", job.model.backend)(job.model)
     schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(start.schema)))
     room = Room.of(start.memory_bytes)
-    early = _read_early(job, schema, steps, units, room) if start.purpose == "run" else None
-    in_processes = start.purpose == "run" and job.compute.loaders == "processes"
+    computes = start.purpose in {"run", "canary"}
+    early = _read_early(job, schema, steps, units, room) if computes else None
+    in_processes = computes and job.compute.loaders == "processes"
     loaders = Loaders(int(job.compute.readers), on_retry) if in_processes else None
     try:
         backend.load(start.device, threads=start.threads)
@@ -115,6 +117,8 @@ def assemble(
         parts = _Parts(job, start, schema, room, steps, backend, contract, policy, retry)
         through = parts.through_steps(loaders)
         way = parts.way(early.begin(contract.read_columns), through, posts, spilled, care)
+        if job.model.canary is not None and start.purpose == "run":
+            check_canary(job.model.canary, contract, way, start.device)
         yield Assembly(backend, contract, way, settings)
     finally:
         if early is not None:

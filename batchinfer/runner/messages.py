@@ -17,7 +17,8 @@ from batchinfer.frames import Unframer, frame
 class Start:
     """Parent to worker, once: the job, the plan's frame, and the worker's place on this machine.
 
-    To `check` is to load the model and try the contract, to `describe` only to load the model.
+    To `check` is to load the model and try the contract, to `describe` only to load the model; for a
+    `canary`, the first rows of the one unit are computed and written to the file of that name.
     """
 
     job: dict[str, Any]
@@ -32,7 +33,8 @@ class Start:
     metadata: dict[str, str]
     model_state: dict[str, str] = field(default_factory=dict)
     measure: bool = False
-    purpose: Literal["run", "check", "describe"] = "run"
+    purpose: Literal["run", "check", "describe", "canary"] = "run"
+    canary: str = ""
     kind: Literal["start"] = "start"
 
 

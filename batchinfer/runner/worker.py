@@ -205,6 +205,7 @@ def serve(channel: Channel, box: BlackBox | None = None) -> int:
 
 def _work(inbox: _Inbox, outbox: _Outbox) -> None:
     # Late: the heavy libraries are loaded in the worker, once it knows its environment.
+    from batchinfer.engine.canary import save_canary
     from batchinfer.engine.unit import measure, run_units
     from batchinfer.runner.assemble import assemble
 
@@ -231,6 +232,10 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
             )
         )
         if assembly.way is None:
+            return
+        if start.purpose == "canary":
+            assert assembly.contract is not None
+            save_canary(start.canary, assembly.contract, assembly.way)
             return
         outbox.stages = assembly.way.timeline.seconds
         # What is there now stays: looking through it again and again would stop every thread.
