@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from batchinfer import hardware
 
 _WAIT_MS = 500
+_PAUSE_S = 0.1
 _LOOK_S = 5.0
 _END_S = 2.0
 
@@ -89,19 +91,17 @@ class HealthWatch:
             self._thread.join(_END_S)
 
     def _watch(self, nvml: Any, looks: list[_Look]) -> None:
-        events = _Events(nvml, looks)
-        waited_s = _LOOK_S
+        events, due = _Events(nvml, looks), 0.0
         while not self._stop.is_set():
-            if waited_s >= _LOOK_S:
-                waited_s = 0.0
-                for look in looks:
-                    for trouble in look.look():
-                        self._troubles.put(trouble)
-            for trouble in events.wait():
+            found: list[Trouble] = []
+            if time.monotonic() >= due:
+                due = time.monotonic() + _LOOK_S
+                found += (trouble for look in looks for trouble in look.look())
+            found += events.wait()
+            for trouble in found:
                 self._troubles.put(trouble)
-            if not events.are_told:
-                self._stop.wait(_WAIT_MS / 1000)
-            waited_s += _WAIT_MS / 1000
+            # Where events are not told, that did not wait.
+            self._stop.wait(_PAUSE_S)
         events.close()
 
 
@@ -119,9 +119,8 @@ class _Look:
         """Yield what has become wrong since the last look."""
         errors = self._uncorrected()
         if errors is not None and self._errors is not None and errors > self._errors:
-            yield Trouble(
-                self.name, f"counts {errors - self._errors} uncorrected ECC errors more", is_fatal=True
-            )
+            more = errors - self._errors
+            yield Trouble(self.name, f"counts {more} more uncorrected ECC errors", is_fatal=True)
         self._errors = errors
         reasons = hardware.ask(self._nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", self.handle) or 0
         slowdown = "; ".join(text for bit, text in _SLOWDOWNS.items() if reasons & bit)
@@ -158,10 +157,10 @@ class _Events:
 
     def wait(self) -> Iterator[Trouble]:
         """Wait a little, and yield what happened."""
+        if not self.are_told:
+            return
         # A time without events is an error of NVML's too.
-        event = (
-            hardware.ask(self._nvml, "nvmlEventSetWait_v2", self._set, _WAIT_MS) if self.are_told else None
-        )
+        event = hardware.ask(self._nvml, "nvmlEventSetWait_v2", self._set, _WAIT_MS)
         if event is None or event.eventType != self._kind:
             return
         xid, name = int(event.eventData), self._name_of(event.device)
@@ -170,9 +169,7 @@ class _Events:
         if xid in RESET_XIDS:
             yield Trouble(name, f"reports Xid {xid}, {RESET_XIDS[xid]}", is_fatal=True)
         else:
-            told = (
-                f", {RESTART_XIDS[xid]}: the worker that it happened to ends" if xid in RESTART_XIDS else ""
-            )
+            told = f", {RESTART_XIDS[xid]}" if xid in RESTART_XIDS else ""
             yield Trouble(name, f"reports Xid {xid}{told}", is_fatal=False)
 
     def close(self) -> None:

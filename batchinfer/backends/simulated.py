@@ -129,7 +129,7 @@ class SimulatedBackend:
             self.clock.sleep(self._options.seconds_per_batch + num_rows * self._options.seconds_per_row)
         self._batches += 1
         if self._options.leak_bytes:
-            self._leaked.append(bytearray(os.urandom(1)) * self._options.leak_bytes)
+            self._leaked.append(bytearray(b"x") * self._options.leak_bytes)
         total = np.sum(sums, axis=0)
         doubled = 2 * total + self._device_error()
         if self._options.memory_rows is not None and num_rows > self._options.memory_rows:
