@@ -5,11 +5,11 @@ A source, backend or sink extends its section with keys of its own (`csv` adds `
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
+from batchinfer.config.nested import CanaryOptions, RetryOptions
 from batchinfer.options import (
     Bytes,
     ByteText,
@@ -113,20 +113,6 @@ class InputOptions(Options):
         if self.incremental and self.limit is not None:
             raise ValueError("limit and incremental exclude each other: files are complete or not")
         return self
-
-
-class CanaryOptions(Options):
-    """A golden batch, on which every device must give the results that it names."""
-
-    path: JobPath
-    """A Parquet file with columns `in.NAME` and `out.NAME` for the model's inputs and outputs, as `batchinfer
-    preview JOB --save-canary FILE` writes it."""
-
-    rtol: Annotated[float, Field(ge=0)] = 1e-3
-    """How far a result may be off, relative to itself."""
-
-    atol: Annotated[float, Field(ge=0)] = 1e-5
-    """How far a result may be off, whatever it is."""
 
 
 class ModelOptions(Options):
@@ -262,16 +248,6 @@ class CheckpointOptions(Options):
     """Bytes that are put aside for one unit, at most."""
 
 
-class RetryOptions(Options):
-    """How often a call that failed for a passing reason is made again, before it counts as failed."""
-
-    transient: Annotated[int, Field(ge=0)] = neutral(5)
-    """Further attempts where a connection broke, or a service was busy or had trouble of its own."""
-
-    timeout: Annotated[int, Field(ge=0)] = neutral(2)
-    """Further attempts where nobody answered in time."""
-
-
 class ErrorsOptions(Options):
     """What to do about rows that fail."""
 
@@ -354,48 +330,6 @@ class ComputeOptions(Options):
                 raise ValueError(f"must list 'cpu' or devices such as 'cuda:0'{named}")
             _once(value)
         return value
-
-
-class LimitsOptions(Options):
-    """What ends a run early."""
-
-    deadline: str | Seconds | None = neutral(None)
-    """When the run stops, with exit code 75: seconds after its start, or a time such as
-    `2026-10-01T06:00:00+02:00`. A unit that would not be done by then is not begun."""
-
-    max_rows: Count | None = neutral(None)
-    """Rows after which it stops, at the border of a unit; the same command does the next ones."""
-
-    max_device_hours: Annotated[float, Field(gt=0)] | None = neutral(None)
-    """Hours of all its devices together after which it stops. A run that goes on counts anew."""
-
-    price_per_device_hour: Annotated[float, Field(gt=0)] | None = neutral(None)
-    """What an hour of one device costs, in any currency."""
-
-    max_cost: Annotated[float, Field(gt=0)] | None = neutral(None)
-    """Cost after which it stops, by `price_per_device_hour`. A run that goes on counts anew."""
-
-    grace: Seconds = neutral(8.0)
-    """Seconds to finish what is being committed after SIGTERM or SIGINT."""
-
-    @field_validator("deadline")
-    @classmethod
-    def _time(cls, value: str | float | None) -> str | float | None:
-        if isinstance(value, str):
-            try:
-                known = dt.datetime.fromisoformat(value)
-            except ValueError:
-                known = None
-            if known is None or known.tzinfo is None:
-                example = "2026-10-01T06:00:00+02:00"
-                raise ValueError(f"must be seconds, or a time with its zone such as {example}, got {value!r}")
-        return value
-
-    @model_validator(mode="after")
-    def _priced(self) -> Self:
-        if self.max_cost is not None and self.price_per_device_hour is None:
-            raise ValueError("max_cost needs price_per_device_hour")
-        return self
 
 
 class PushgatewayOptions(Options):

@@ -19,7 +19,7 @@ from batchinfer.loader.windows import batches_of
 from batchinfer.storage import ObjectMissing, open_store
 
 if TYPE_CHECKING:
-    from batchinfer.config.sections import CanaryOptions
+    from batchinfer.config.nested import CanaryOptions
     from batchinfer.engine.contract import Contract
     from batchinfer.engine.unit import Way
 

@@ -14,7 +14,7 @@ from batchinfer.errors import BatchinferError, Interrupted
 from batchinfer.transient import reason_of
 
 if TYPE_CHECKING:
-    from batchinfer.config.sections import RetryOptions
+    from batchinfer.config.nested import RetryOptions
     from batchinfer.transient import Reason
 
 T = TypeVar("T")

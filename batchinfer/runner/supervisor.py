@@ -337,7 +337,8 @@ class Supervisor:
         self._vacancies.append(Vacancy(member.index, member.start, member.deaths + 1, due))
 
     def _has_places(self) -> bool:
-        devices = [place.start.device for place in (*self._members, *self._vacancies)]
+        devices = [member.start.device for member in self._members]
+        devices += [vacancy.start.device for vacancy in self._vacancies]
         return not all(map(self._court.circuits.is_open, devices))
 
     def _close_place(self, member: Member, how: str) -> None:

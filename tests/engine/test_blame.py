@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchinfer.config.sections import RetryOptions
+from batchinfer.config.nested import RetryOptions
 from batchinfer.engine.blame import Isolated, Trust, isolate
 from batchinfer.engine.retry import Retry
 from batchinfer.errors import BatchinferError, DataError, OutOfMemory

@@ -40,7 +40,7 @@ def test_a_simulated_device_reports_them(name: str) -> None:
 
 
 def test_torch_and_others() -> None:
-    """torch's errors have an attribute; those that it has no class for begin in one of three ways."""
+    """Torch's errors have an attribute; those that it has no class for begin in one of three ways."""
     full = device_error(AcceleratorError(2), "no memory")
     assert isinstance(full, OutOfMemory)
     assert device_error(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), "it failed") is not None

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from batchinfer.config.sections import RetryOptions
+from batchinfer.config.nested import RetryOptions
 from batchinfer.engine.retry import Retry
 from batchinfer.errors import BatchinferError, DataError, Interrupted, UserCodeError
 from batchinfer.transient import reason_of
@@ -71,7 +71,7 @@ PASSING = [
     (TimeoutError(), "timeout"),
     (ConnectionResetError(), "connection"),
     (BrokenPipeError(), "connection"),
-    (http.client.RemoteDisconnected(), "connection"),
+    (http.client.RemoteDisconnected(""), "connection"),
     (http.client.IncompleteRead(b""), "connection"),
     (OSError(errno.EHOSTUNREACH, "no route"), "connection"),
     (OSError(errno.ETIMEDOUT, "late"), "timeout"),
@@ -159,7 +159,8 @@ def first(call: Any) -> BatchinferError:
 def test_waits_double_and_differ() -> None:
     """Up to half a second, one second, two, ... and at most thirty; each is drawn anew. As many attempts as
     the options say, for each kind of reason."""
-    clock, heard = FakeClock(), []
+    clock = FakeClock()
+    heard: list[str] = []
     retry = Retry(RetryOptions(transient=9, timeout=1), on_retry=heard.append, clock=clock)
     call = failing([TimeoutError(), *[ConnectionError()] * 9])
     assert retry.again(first(call), call) == "well"

@@ -9,7 +9,7 @@ import typer
 import batchinfer
 from batchinfer import registry
 from batchinfer.cli.app import app
-from batchinfer.config import sections
+from batchinfer.config import limits, sections
 from batchinfer.data import ErrorCode
 from batchinfer.errors import ExitCode
 from batchinfer.events import Event
@@ -125,7 +125,8 @@ def test_the_command_line() -> None:
 
 def test_the_keys_of_a_job() -> None:
     """The keys that every format and backend shares, section by section."""
-    found = {name: " ".join(getattr(sections, name).model_fields) for name in KEYS}
+    homes = {**vars(sections), **vars(limits)}
+    found = {name: " ".join(homes[name].model_fields) for name in KEYS}
     assert found == KEYS
 
 
