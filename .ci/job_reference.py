@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 from batchinfer import registry
 from batchinfer.config import sections
 from batchinfer.config.descriptions import describe_fields
+from batchinfer.config.limits import LimitsOptions
 
 HERE = Path(__file__).parents[1]
 SECTIONS = {
@@ -23,7 +24,7 @@ SECTIONS = {
     "checkpoint": sections.CheckpointOptions,
     "errors": sections.ErrorsOptions,
     "compute": sections.ComputeOptions,
-    "limits": sections.LimitsOptions,
+    "limits": LimitsOptions,
     "observe": sections.ObserveOptions,
     "observe.pushgateway": sections.PushgatewayOptions,
 }

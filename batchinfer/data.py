@@ -147,6 +147,7 @@ class Failure:
 
     code: ErrorCode
     message: str
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

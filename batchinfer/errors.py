@@ -57,8 +57,8 @@ class ExitCode(enum.IntEnum):
 class BatchinferError(Exception):
     """An error with a place and a way out.
 
-    `message` names the value and the harm, `where` the file, line or row, `hint` what to do next.
-    Secrets are taken out of all of them, whoever put them in.
+    `message` names the value and the harm, `where` the file, line or row, `hint` what to do next, `attempts`
+    how often it was tried. Secrets are taken out of all of them, whoever put them in.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL
@@ -70,6 +70,7 @@ class BatchinferError(Exception):
         self.message = message
         self.where = where and redact(where)
         self.hint = hint and redact(hint)
+        self.attempts = 1
         self._details = ""
 
     @property
@@ -138,10 +139,14 @@ class UnavailableError(BatchinferError):
 
 
 class DeviceError(BatchinferError):
-    """No usable device, or the model cannot be loaded on it."""
+    """No usable device, or the model cannot be loaded on it.
+
+    `fault` names what CUDA called it (see `device_faults.py`); empty where it is no fault of a device.
+    """
 
     exit_code = ExitCode.DEVICE
     kind = "device"
+    fault = ""
 
 
 class OutOfMemory(DeviceError):
@@ -224,6 +229,7 @@ def to_message(error: Exception) -> dict[str, Any]:
         "where": known.where,
         "hint": known.hint,
         "details": details[-_MAX_TRACE:],
+        "fault": known.fault if isinstance(known, DeviceError) else "",
     }
 
 
@@ -232,6 +238,8 @@ def from_message(message: Mapping[str, Any]) -> BatchinferError:
     kind = BY_EXIT_CODE.get(message["exit_code"], BatchinferError)
     error = kind(message["message"], where=message["where"], hint=message["hint"])
     error.details = message["details"]
+    if isinstance(error, DeviceError):
+        error.fault = message.get("fault", "")
     return error
 
 

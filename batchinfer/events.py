@@ -58,6 +58,15 @@ class StagesTimed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Retried:
+    """Calls that were tried again since the last such event, by why they had failed: `timeout`, `connection`,
+    `throttled`, `server` or `busy`."""
+
+    worker: int
+    reasons: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EfficiencyMeasured:
     """How long a worker's rows took from the first batch to the last commit, in seconds, and how long
     its model would have taken for them alone (`run --measure`)."""
@@ -123,6 +132,7 @@ Event: TypeAlias = (
     | BatchFinished
     | StagesTimed
     | EfficiencyMeasured
+    | Retried
     | UnitCommitted
     | WorkerExited
     | WorkerSaid

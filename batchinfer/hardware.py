@@ -118,6 +118,16 @@ def problem() -> str | None:
     return f"the NVIDIA driver is installed but does not answer ({trouble.removeprefix('NVMLError_')})"
 
 
+def nvml() -> Any:
+    """Return NVML's functions, ready for calls; None where there is no driver."""
+    return _library()[0]
+
+
+def ask(library: Any, function: str, *args: Any) -> Any:
+    """Call one function of NVML; None where this driver, GPU, slice or user may not."""
+    return _ask(library, function, *args)
+
+
 def _library() -> tuple[Any, str | None]:
     """Return pynvml, ready for calls; or None and the name of what went wrong."""
     try:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from batchinfer.device_faults import cuda_code, fault_of, harm_of
 from batchinfer.errors import BatchinferError, ContractError, DeviceError, OutOfMemory, UserCodeError
 
 _NOT_THEIRS = (
@@ -24,7 +25,9 @@ _NOT_THEIRS = (
     "<frozen",
 )
 _NO_MEMORY = {"MemoryError", "OutOfMemoryError"}
-_DEVICE = {"AcceleratorError"}
+_DEVICE = {"AcceleratorError", "CUDARuntimeError"}
+_CUDA_TEXTS = ("CUDA error", "CUDA driver error", "cuDNN error")
+"""How torch begins what it raises as a plain RuntimeError: cuDNN's and cuBLAS's errors, all before 2.8."""
 _CPU_ALLOCATOR = "DefaultCPUAllocator"
 
 
@@ -79,12 +82,17 @@ def device_error(error: BaseException, message: str, *, where: str | None = None
     """Return an error with this message where it is not the rows that `error` is about, but the device or
     its memory."""
     names = {cls.__name__ for cls in type(error).__mro__}
-    if names & _NO_MEMORY or _CPU_ALLOCATOR in str(error):
+    fault = fault_of(error)
+    no_memory = bool(names & _NO_MEMORY) or (bool(fault) and harm_of(fault) == "memory")
+    if no_memory or (cuda_code(error) is None and _CPU_ALLOCATOR in str(error)):
         hint = "try a smaller batching.size, or fewer compute.workers_per_device"
         return OutOfMemory(message, where=where, hint=hint)
-    if names & _DEVICE:
-        return DeviceError(message, where=where, hint="`batchinfer doctor` shows the devices")
-    return None
+    is_plain = type(error) is RuntimeError and str(error).startswith(_CUDA_TEXTS)
+    if not fault and not names & _DEVICE and not is_plain:
+        return None
+    found = DeviceError(message, where=where, hint="`batchinfer doctor` shows the devices")
+    found.fault = fault
+    return found
 
 
 def told(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from batchinfer.backends.onnx_signature import OnnxSignature, read_signature
 from batchinfer.backends.torch_device import torch_device
 from batchinfer.backends.unused_keys import not_for
 from batchinfer.config.sections import ModelOptions
+from batchinfer.device_faults import fault_of, harm_of
 from batchinfer.errors import (
     BatchinferError,
     ContractError,
@@ -43,8 +44,12 @@ _LEVELS = {
     "none": "ORT_DISABLE_ALL",
 }
 _FATAL = 4
+_REFUSED = {"InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented"}
+"""onnxruntime's errors that are about what it was given, whatever their text says."""
+_BROKEN = {"EPFail", "DeviceReset", "EngineError"}
+"""Those that are about the device."""
 _NO_MEMORY = ("Failed to allocate memory", "out of memory", "bad allocation", "CUBLAS_STATUS_ALLOC_FAILED")
-"""onnxruntime has one error for everything: only its text tells that memory ran out."""
+"""onnxruntime has one error for everything else: only its text tells that memory ran out."""
 
 
 class OnnxOptions(ModelOptions):
@@ -210,9 +215,12 @@ def _provider_options(options: OnnxOptions, name: str, stream: Any) -> dict[str,
 
 
 def _is_device_trouble(error: Exception, *, path: str = "") -> bool:
+    kind = type(error).__name__
+    if kind in _REFUSED or kind in _BROKEN or fault_of(error):
+        return kind not in _REFUSED
     # The model's path stands in the message, and may hold any word.
     text = str(error).replace(path, "") if path else str(error)
-    marks = ("CUDA", "CUDNN", "cuBLAS", "EP_FAIL", *_NO_MEMORY)
+    marks = ("CUDA", "CUDNN", "cuBLAS", *_NO_MEMORY)
     return any(mark in text for mark in marks)
 
 
@@ -221,11 +229,14 @@ def _run_error(error: Exception, tensors: Mapping[str, Any]) -> BatchinferError:
         f"{name} {list(getattr(value, 'shape', (len(value),)))}" for name, value in tensors.items()
     )
     if _is_device_trouble(error):
-        kind = OutOfMemory if any(mark in str(error) for mark in _NO_MEMORY) else DeviceError
-        return kind(
+        fault = fault_of(error)
+        no_memory = harm_of(fault) == "memory" if fault else any(mark in str(error) for mark in _NO_MEMORY)
+        found = (OutOfMemory if no_memory else DeviceError)(
             f"the device failed on a batch of {shapes}: {_first_line(error)}",
             hint="try a smaller batching.size",
         )
+        found.fault = fault
+        return found
     return DataError(f"the model refused a batch of {shapes}: {_first_line(error)}")
 
 

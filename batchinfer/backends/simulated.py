@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
-import signal
 import tempfile
-import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,19 +15,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
+from batchinfer.backends.simulated_faults import PASSING, DeviceFaultOptions, Fault, fail, go_wrong
 from batchinfer.backends.type_text import Signature, parse_specs
 from batchinfer.backends.unused_keys import not_for
 from batchinfer.clock import Clock, SystemClock
 from batchinfer.config.sections import ModelOptions
-from batchinfer.errors import ContractError, DataError, DeviceError, OutOfMemory
+from batchinfer.errors import ContractError, OutOfMemory
 from batchinfer.options import Field, field_validator, neutral
 from batchinfer.tensors import NUMERIC
 
 if TYPE_CHECKING:
     from batchinfer.data import Tensors, TensorSpec
-
-
-Fault = Literal["error", "nan", "rows", "memory", "device", "segfault", "abort", "exit", "kill", "hang"]
 
 
 def _linear() -> Signature:
@@ -60,8 +56,18 @@ class SimulatedOptions(ModelOptions):
     faults: dict[str, Fault] = Field(default_factory=dict)
     """What goes wrong with rows, by the sum of their inputs: `{"7.0": error}`. error: the model refuses the
     batch. nan: the row's results are NaN. rows: a result is missing. memory: no memory for the row, in
-    whatever batch. device: the device fails, as after an illegal address. segfault, abort, exit, kill: the
-    process is gone. hang: it never comes back."""
+    whatever batch. device: it fails, as after an illegal address. connection, timeout, throttled: what a
+    service that a model asks may have for an answer. segfault, abort, exit, kill: the process is gone. hang:
+    it never comes back."""
+
+    recovers: int | None = neutral(None, ge=1)
+    """Attempts at a row after which connection, timeout and throttled are over. null: never."""
+
+    device_faults: dict[str, DeviceFaultOptions] = neutral(dict)
+    """What goes wrong with devices: `{"simulated:1": {fault: ECCUncorrectable, after: 10}}`."""
+
+    leak_bytes: int = neutral(0, ge=0)
+    """Bytes of host memory that each batch takes and never gives back."""
 
     signature: Signature = Field(default_factory=_linear)
     """What it takes and gives. By default `x: float32[?]` and `y: float32[?]`."""
@@ -87,6 +93,10 @@ class SimulatedBackend:
     def __init__(self, options: SimulatedOptions) -> None:
         self._options = options
         self._lock: int | None = None
+        self._trouble: DeviceFaultOptions | None = None
+        self._batches = 0
+        self._failed: Counter[float] = Counter()
+        self._leaked: list[bytearray] = []
         self._faults = np.array([float(value) for value in options.faults])
         self.inputs: Sequence[TensorSpec] = ()
         self.outputs: Sequence[TensorSpec] = ()
@@ -94,6 +104,9 @@ class SimulatedBackend:
     def load(self, device: str, *, threads: int) -> None:
         """Wait for `load_seconds`. Raises ContractError for outputs whose size is not known."""
         del threads
+        self._trouble = self._options.device_faults.get(device)
+        if self._trouble is not None and self._trouble.fault == "load":
+            fail("DevicesUnavailable")
         self.inputs = parse_specs(self._options.signature.inputs)
         self.outputs = parse_specs(self._options.signature.outputs)
         for spec in self.outputs:
@@ -114,8 +127,11 @@ class SimulatedBackend:
         num_rows = len(sums[0])
         with self._alone():
             self.clock.sleep(self._options.seconds_per_batch + num_rows * self._options.seconds_per_row)
+        self._batches += 1
+        if self._options.leak_bytes:
+            self._leaked.append(bytearray(b"x") * self._options.leak_bytes)
         total = np.sum(sums, axis=0)
-        doubled = 2 * total
+        doubled = 2 * total + self._device_error()
         if self._options.memory_rows is not None and num_rows > self._options.memory_rows:
             raise OutOfMemory(f"the simulated device's memory holds {self._options.memory_rows} rows")
         keep = np.ones(num_rows, dtype=bool)
@@ -123,10 +139,25 @@ class SimulatedBackend:
             fault, hit = self._options.faults[str(float(value))], total == value
             if fault == "rows":
                 keep &= ~hit
-            else:
-                doubled = _faulty(doubled, hit, fault)
+            elif fault == "nan":
+                doubled = np.where(hit, np.nan, doubled)
+            elif fault not in PASSING or not self._is_over(float(value)):
+                go_wrong(fault)
         doubled = doubled if keep.all() else doubled[keep]
         return {spec.name: _filled(spec, doubled) for spec in self.outputs}
+
+    def _device_error(self) -> float:
+        """Return by how much the device miscomputes. Raises DeviceError where it has failed."""
+        if self._trouble is None or self._batches <= self._trouble.after:
+            return 0.0
+        if self._trouble.fault != "wrong":
+            fail(self._trouble.fault)
+        return 1.0
+
+    def _is_over(self, value: float) -> bool:
+        """Count an attempt at a row, and tell whether what was wrong with it has passed."""
+        self._failed[value] += 1
+        return self._options.recovers is not None and self._failed[value] > self._options.recovers
 
     def close(self) -> None:
         """Forget the lock file; it stays, so that nobody waits on another one."""
@@ -145,25 +176,6 @@ class SimulatedBackend:
             yield
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
-
-
-def _faulty(values: np.ndarray[Any, Any], hit: np.ndarray[Any, Any], fault: Fault) -> np.ndarray[Any, Any]:
-    """Return what a device that goes wrong on some rows gives, if anything."""
-    if fault == "error":
-        raise DataError("the simulated model refuses a row of the batch")
-    if fault == "memory":
-        raise OutOfMemory("the simulated device has no memory for a row of the batch")
-    if fault == "device":
-        raise DeviceError("the simulated device failed: an illegal memory access was encountered")
-    if fault == "segfault":
-        ctypes.string_at(0)
-    if fault == "exit":
-        os._exit(3)
-    if fault in {"abort", "kill"}:
-        os.kill(os.getpid(), signal.SIGABRT if fault == "abort" else signal.SIGKILL)
-    while fault != "nan":
-        time.sleep(1)
-    return np.where(hit, np.nan, values)
 
 
 def _row_sums(column: Any) -> np.ndarray[Any, Any]:

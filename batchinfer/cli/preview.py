@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,6 +27,13 @@ def command(
     set_: Sets = None,
     num_rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Rows to run.")] = 20,
     as_json: AsJson = False,
+    save_canary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep what the model got and gave for these rows, for model.canary.",
+        ),
+    ] = None,
 ) -> None:
     """Run the first rows of a job and print their results. The job's output is not touched."""
     from batchinfer.runner.standby import Standby
@@ -46,6 +54,11 @@ def command(
         loaded = load(job, param, overrides)
         run(loaded, this_machine(), [], standby=standby)
         rows = _read(folder)
+        if save_canary is not None:
+            from batchinfer.runner.check import make_canary
+
+            canary = str(Path(save_canary).absolute())
+            make_canary(load(job, param, [*overrides, "output.path=memory://canary"]), this_machine(), canary)
     if as_json:
         for row in rows.to_pylist():
             typer.echo(json.dumps(row, default=str))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from batchinfer.config.limits import LimitsOptions
 from batchinfer.config.problems import KeyPath, Place, Problems
 from batchinfer.config.sections import (
     BatchingOptions,
@@ -13,7 +14,6 @@ from batchinfer.config.sections import (
     ComputeOptions,
     ErrorsOptions,
     InputOptions,
-    LimitsOptions,
     ModelOptions,
     ObserveOptions,
     OutputOptions,

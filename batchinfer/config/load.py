@@ -11,6 +11,7 @@ from typing import Any
 from batchinfer.config.crosschecks import check_together
 from batchinfer.config.guesses import guess_backend, guess_format
 from batchinfer.config.job import Job
+from batchinfer.config.limits import LimitsOptions
 from batchinfer.config.mapping_tree import tree_of_mapping
 from batchinfer.config.options_reader import OptionsReader
 from batchinfer.config.overrides import apply_overrides
@@ -21,7 +22,6 @@ from batchinfer.config.sections import (
     ComputeOptions,
     ErrorsOptions,
     JobHead,
-    LimitsOptions,
     ObserveOptions,
 )
 from batchinfer.config.steps import read_steps

@@ -71,7 +71,7 @@ def resolve(job: Job, machine: Machine) -> Job:
     why = "as asked" if readers else f"{share}, at most {_MAX_READERS}"
     resolved["compute.readers"] = (readers or usual, why)
     memory = _number(compute.host_memory)
-    each = _HOST_MEMORY["cpu" if "cpu" in devices else "cuda"]
+    each = _HOST_MEMORY["cuda" if all(map(_is_gpu, devices)) else "cpu"]
     why = "as asked" if memory else f"{each // 2**20} MiB a worker"
     resolved["compute.host_memory"] = (memory or workers * each, why)
     resolved["compute.loaders"] = _loaders(job)
@@ -91,7 +91,7 @@ def apply_resolved(job: Job, resolved: Mapping[str, tuple[Any, str]]) -> Job:
 def _concurrency(job: Job, devices: tuple[str, ...], cores: int) -> tuple[int, str]:
     """Return how many batches a worker computes at once. Raises JobFileError for more than one on a GPU."""
     asked = _number(job.compute.concurrency)
-    on_cpu = all(device == "cpu" for device in devices)
+    on_cpu = not any(map(_is_gpu, devices))
     if asked and asked > 1 and not on_cpu:
         raise JobFileError(
             f"compute.concurrency is {asked}, and a GPU computes one batch after the other",
@@ -116,6 +116,10 @@ def _loaders(job: Job) -> tuple[str, str]:
     return "threads", "no step runs code of yours"
 
 
+def _is_gpu(device: str) -> bool:
+    return device.startswith("cuda")
+
+
 def _number(value: object) -> int | None:
     return value if isinstance(value, int) else None
 
@@ -131,7 +135,14 @@ def _devices(job: Job, machine: Machine) -> tuple[tuple[str, ...], str]:
     if asked == "cpu":
         return ("cpu",), "as asked"
     wanted = everything[:asked] if isinstance(asked, int) else tuple(asked)
-    missing = [name for name in wanted if name != "cpu" and name not in everything]
+    made_up = [name for name in wanted if name.startswith("simulated")]
+    if made_up and job.model.backend != "simulated":
+        raise JobFileError(
+            f"compute.devices names {made_up[0]}, a device that only the simulated backend has",
+            where=job.place(("compute", "devices")),
+            hint="compute.devices: auto takes every GPU, or else the CPU",
+        )
+    missing = [name for name in wanted if _is_gpu(name) and name not in everything]
     if missing or (isinstance(asked, int) and asked > num_gpus):
         named = ", ".join(missing) if missing else f"{asked} GPUs"
         raise DeviceError(
@@ -159,7 +170,7 @@ def batch_size(
         return "bytes", num_bytes(size)
     if by == "auto":
         by = "tokens" if ragged else "rows"
-    kind = device.partition(":")[0]
+    kind = "cuda" if _is_gpu(device) else "cpu"
     if by == "tokens":
         return by, _TOKENS[kind]
     if by == "bytes":

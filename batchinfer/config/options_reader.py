@@ -12,6 +12,7 @@ from batchinfer import registry
 from batchinfer.config import sections
 from batchinfer.config.environment import Environment
 from batchinfer.config.fields import fields_by_key
+from batchinfer.config.limits import LimitsOptions
 from batchinfer.config.problems import KeyPath, Problems, quoted
 from batchinfer.config.wording import Section, explain, shown
 from batchinfer.errors import BatchinferError
@@ -26,7 +27,7 @@ _HOMES: dict[str, type[Options]] = {
     "errors": sections.ErrorsOptions,
     "input": sections.InputOptions,
     "model": sections.ModelOptions,
-    "limits": sections.LimitsOptions,
+    "limits": LimitsOptions,
     "observe": sections.ObserveOptions,
     "output": sections.OutputOptions,
 }

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from batchinfer import registry
 from batchinfer.config.descriptions import describe_fields
+from batchinfer.config.limits import LimitsOptions
 from batchinfer.config.sections import (
     BatchingOptions,
     CheckpointOptions,
@@ -14,7 +15,6 @@ from batchinfer.config.sections import (
     ErrorsOptions,
     InputOptions,
     JobHead,
-    LimitsOptions,
     ModelOptions,
     ObserveOptions,
     OutputOptions,

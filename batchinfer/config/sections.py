@@ -5,11 +5,11 @@ A source, backend or sink extends its section with keys of its own (`csv` adds `
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
+from batchinfer.config.nested import CanaryOptions, RetryOptions
 from batchinfer.options import (
     Bytes,
     ByteText,
@@ -32,7 +32,7 @@ SecretText = Annotated[str, Secret()]
 _JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SHARE = re.compile(r"(100(\.0*)?|[0-9]{1,2}(\.[0-9]+)?)%")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_DEVICE = re.compile(r"cpu|cuda:[0-9]+")
+_DEVICE = re.compile(r"cpu|(cuda|simulated):[0-9]+")
 _MAX_BUCKETS = 32
 _URL = re.compile(r"https?://[^\s/]+(/\S*)?")
 
@@ -138,6 +138,10 @@ class ModelOptions(Options):
 
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Number format of the computation. Half precision is for GPUs."""
+
+    canary: CanaryOptions | None = neutral(None)
+    """A golden batch, which every worker computes once its model is loaded: a device that gives other results
+    gets no work."""
 
     forbid_nan: bool = False
     """Refuse rows whose float inputs hold NaN or infinity."""
@@ -254,6 +258,11 @@ class ErrorsOptions(Options):
     """Failed rows above which the run ends with exit code 3: a count, or a share of all rows (`0.1%`). It
     ends early once there are too many for the whole input, or when none of the first 1,000 succeeded."""
 
+    retry: RetryOptions = neutral(RetryOptions)
+    """Calls of steps and of the model that failed for a reason that may pass are made again, after waits that
+    double from half a second to 30 s, with jitter. Passing reasons are told by an error's type, and by its
+    errno, HTTP or gRPC status, never by its text."""
+
     check_finite: bool = False
     """Fail the rows whose results hold NaN or infinity."""
 
@@ -264,7 +273,8 @@ class ComputeOptions(Options):
     """What the run may use of this machine. Changes nothing in the output."""
 
     devices: Literal["auto", "cpu"] | Count | tuple[str, ...] = neutral("auto")
-    """auto: every GPU, else the CPU; `cpu`; a number of GPUs; or a list such as [cuda:0, cuda:1]."""
+    """auto: every GPU, else the CPU; `cpu`; a number of GPUs; or a list such as [cuda:0, cuda:1]. The
+    simulated backend has as many devices as a list names: [simulated:0, simulated:1]."""
 
     workers_per_device: Count | Literal["auto"] = neutral("auto")
     """Worker processes that share a device."""
@@ -320,48 +330,6 @@ class ComputeOptions(Options):
                 raise ValueError(f"must list 'cpu' or devices such as 'cuda:0'{named}")
             _once(value)
         return value
-
-
-class LimitsOptions(Options):
-    """What ends a run early."""
-
-    deadline: str | Seconds | None = neutral(None)
-    """When the run stops, with exit code 75: seconds after its start, or a time such as
-    `2026-10-01T06:00:00+02:00`. A unit that would not be done by then is not begun."""
-
-    max_rows: Count | None = neutral(None)
-    """Rows after which it stops, at the border of a unit; the same command does the next ones."""
-
-    max_device_hours: Annotated[float, Field(gt=0)] | None = neutral(None)
-    """Hours of all its devices together after which it stops. A run that goes on counts anew."""
-
-    price_per_device_hour: Annotated[float, Field(gt=0)] | None = neutral(None)
-    """What an hour of one device costs, in any currency."""
-
-    max_cost: Annotated[float, Field(gt=0)] | None = neutral(None)
-    """Cost after which it stops, by `price_per_device_hour`. A run that goes on counts anew."""
-
-    grace: Seconds = neutral(8.0)
-    """Seconds to finish what is being committed after SIGTERM or SIGINT."""
-
-    @field_validator("deadline")
-    @classmethod
-    def _time(cls, value: str | float | None) -> str | float | None:
-        if isinstance(value, str):
-            try:
-                known = dt.datetime.fromisoformat(value)
-            except ValueError:
-                known = None
-            if known is None or known.tzinfo is None:
-                example = "2026-10-01T06:00:00+02:00"
-                raise ValueError(f"must be seconds, or a time with its zone such as {example}, got {value!r}")
-        return value
-
-    @model_validator(mode="after")
-    def _priced(self) -> Self:
-        if self.max_cost is not None and self.price_per_device_hour is None:
-            raise ValueError("max_cost needs price_per_device_hour")
-        return self
 
 
 class PushgatewayOptions(Options):

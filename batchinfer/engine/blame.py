@@ -14,9 +14,12 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from batchinfer.errors import BatchinferError, DataError, OutOfMemory, to_message
+
+if TYPE_CHECKING:
+    from batchinfer.engine.retry import Retry
 
 T = TypeVar("T")
 
@@ -55,21 +58,28 @@ class Trust:
 
 
 def isolate(
-    num_rows: int, attempt: Callable[[int, int], T], error: BatchinferError, trust: Trust
+    num_rows: int, attempt: Callable[[int, int], T], error: BatchinferError, trust: Trust, retry: Retry
 ) -> Isolated[T]:
     """Find the rows to blame for an `error` of rows [0, num_rows). `attempt(start, stop)` tries some of them.
+
+    What failed for a passing reason is tried again, all together and in the end each row alone, before it
+    is blamed.
 
     Where memory ran out no row is to blame, unless it is alone: the rest goes on in pieces of a size
     that passed. Raises an error that is not the rows' fault.
     """
-    return _Search(num_rows, attempt, trust).run(error)
+    try:
+        return Isolated(((0, num_rows, retry.again(error, lambda: attempt(0, num_rows))),), {})
+    except REFUSALS as last:
+        return _Search(num_rows, attempt, trust, retry).run(last)
 
 
 class _Search(Generic[T]):
     """Goes through the rows once, from the left. Those before `at` are decided."""
 
-    def __init__(self, num_rows: int, attempt: Callable[[int, int], T], trust: Trust) -> None:
+    def __init__(self, num_rows: int, attempt: Callable[[int, int], T], trust: Trust, retry: Retry) -> None:
         self._attempt = attempt
+        self._retry = retry
         self._trust = trust
         self._num_rows = num_rows
         self._at = 0
@@ -126,8 +136,17 @@ class _Search(Generic[T]):
     def _refusal(self, start: int, stop: int) -> BatchinferError | None:
         """Try some rows, and keep what they give."""
         try:
-            self._good.append((start, stop, self._attempt(start, stop)))
+            self._good.append((start, stop, self._patiently(start, stop)))
         except REFUSALS as refused:
             return refused
         self._trust.is_sound = True
         return None
+
+    def _patiently(self, start: int, stop: int) -> T:
+        """Try some rows; one that is alone as often as its error allows."""
+        try:
+            return self._attempt(start, stop)
+        except REFUSALS as refused:
+            if stop - start > 1:
+                raise
+            return self._retry.again(refused, lambda: self._attempt(start, stop))

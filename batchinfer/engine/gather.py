@@ -16,6 +16,7 @@ from batchinfer.engine.blame import REFUSALS, Trust, isolate
 from batchinfer.engine.care import entry_of, key_of
 from batchinfer.engine.encode import row_failed
 from batchinfer.engine.isolate import rows_of
+from batchinfer.engine.retry import passing_code
 from batchinfer.errors import DataError, OutOfMemory, UserCodeError, unit_context
 from batchinfer.row_errors import ERROR_TYPE
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from batchinfer.data import Column, Tensors
     from batchinfer.engine.care import Care
     from batchinfer.engine.contract import Contract
+    from batchinfer.engine.retry import Retry
     from batchinfer.errors import BatchinferError
     from batchinfer.protocols import Postprocessor
 
@@ -49,8 +51,10 @@ class Gatherer:
         posts: Sequence[Postprocessor],
         errors: ErrorsOptions,
         care: Care,
+        retry: Retry,
     ) -> None:
         self._care = care
+        self._retry = retry
         self._contract = contract
         self._fail_fast = errors.on_error == "fail"
         self._check_finite = errors.check_finite
@@ -99,7 +103,7 @@ class Gatherer:
                 raise again.error from again.error.__cause__
 
         stages: dict[int, str] = {0: first.stage}
-        found = isolate(len(output.batch.rows), attempt, first.error, self._trust)
+        found = isolate(len(output.batch.rows), attempt, first.error, self._trust, self._retry)
         for at, error in found.bad.items():
             row = int(output.batch.rows[at])
             failed[row] = _row_error(output.batch.window, row, stages.get(at, first.stage), error)
@@ -216,9 +220,9 @@ def _all_failed(window: Window, batches: Sequence[TypedBatch]) -> Mapping[int, R
 
 def _row_error(window: Window, row: int, stage: str, error: BatchinferError | Poison) -> RowError:
     """Record why a row of a window failed, with its place in its file."""
-    attempts = 1
+    attempts = error.attempts
     if isinstance(error, Poison):
-        stage, code, message, attempts = error.stage, error.code, error.message, error.attempts
+        stage, code, message = error.stage, error.code, error.message
     else:
         code = _code_of(error)
         message = error.message if error.where is None else f"{error.message} at {error.where}"
@@ -236,7 +240,8 @@ def _row_error(window: Window, row: int, stage: str, error: BatchinferError | Po
 def _code_of(error: BatchinferError) -> ErrorCode:
     if isinstance(error, OutOfMemory):
         return ErrorCode.MEMORY
-    return ErrorCode.USER if isinstance(error, UserCodeError) else ErrorCode.MODEL
+    usual = ErrorCode.USER if isinstance(error, UserCodeError) else ErrorCode.MODEL
+    return passing_code(error) or usual
 
 
 def _joined(batch: HostBatch, done: Sequence[TypedBatch], failed: Mapping[int, RowError]) -> TypedBatch:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from batchinfer.data import HostBatch, Poison, TensorSpec
     from batchinfer.engine.care import Care
     from batchinfer.engine.ceiling import Ceiling
+    from batchinfer.engine.retry import Retry
 
 _NO_NUMBERS = "OSUVMm"
 
@@ -46,6 +47,7 @@ class Isolator:
         outputs: Sequence[TensorSpec],
         care: Care,
         ceiling: Ceiling,
+        retry: Retry,
         exclusive: bool,
         bit: bool,
     ) -> None:
@@ -56,6 +58,7 @@ class Isolator:
         self._numbers = {spec.name: spec.dtype for spec in outputs if spec.dtype in NUMERIC}
         self._care = care
         self._ceiling = ceiling
+        self._retry = retry
         self._bit = bit
         self._trust = Trust()
 
@@ -174,7 +177,7 @@ class Isolator:
         # Where memory is short, a piece must not be filled up to the shape of the batch.
         is_large = isinstance(refused, OutOfMemory)
         parted = dataclasses.replace(batch, fixed=batch.fixed and not is_large)
-        found = isolate(len(batch.rows), attempt, refused, self._trust)
+        found = isolate(len(batch.rows), attempt, refused, self._trust, self._retry)
         # One row that never fits says nothing of the others.
         if is_large and not any(isinstance(error, OutOfMemory) for error in found.bad.values()):
             self._ceiling.learn(batch, [(start, stop) for start, stop, _ in found.good])

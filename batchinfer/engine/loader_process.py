@@ -11,17 +11,21 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from batchinfer import lifeline
 from batchinfer.arrow_views import column_of
 from batchinfer.config import Job
+from batchinfer.engine.retry import Retry
 from batchinfer.engine.steps import Stepped, Steps, load_steps
 from batchinfer.errors import to_message
 from batchinfer.loader.exchange import Exchange
+
+if TYPE_CHECKING:
+    from batchinfer.transient import Reason
 
 
 def serve(exchange: Exchange) -> None:
@@ -30,7 +34,7 @@ def serve(exchange: Exchange) -> None:
     if told is None:
         return
     try:
-        steps = _open(told[0])
+        steps = _open(told[0], lambda reason: exchange.send({"retry": reason}))
     except Exception as error:  # noqa: BLE001 - the worker raises it
         exchange.send({"error": to_message(error)})
         return
@@ -45,15 +49,17 @@ def serve(exchange: Exchange) -> None:
         exchange.send(answer, rows)
 
 
-def _open(told: Mapping[str, Any]) -> Steps:
-    """Make the steps of a job, and let each see its schema, as the worker has checked it."""
+def _open(told: Mapping[str, Any], on_retry: Callable[[Reason], None]) -> Steps:
+    """Make the steps of a job, and let each see its schema, as the worker has checked it. The worker hears
+    at once of what is tried again."""
     job = Job.from_message(told["job"])
     sys.path.insert(0, job.root)
     steps = load_steps(job, told["device"])
     schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(told["schema"])))
     for step in steps:
         schema = step.output_schema(schema)
-    return Steps(job, steps, columns=told["columns"], floats=told["floats"])
+    retry = Retry(job.errors.retry, on_retry=on_retry)
+    return Steps(job, steps, columns=told["columns"], floats=told["floats"], retry=retry)
 
 
 def _answer(steps: Steps, rows: pa.RecordBatch) -> tuple[dict[str, Any], pa.RecordBatch | None]:
@@ -66,7 +72,10 @@ def _answer(steps: Steps, rows: pa.RecordBatch) -> tuple[dict[str, Any], pa.Reco
 
 def _packed(stepped: Stepped) -> tuple[dict[str, Any], pa.RecordBatch]:
     """Put the positions of the good rows beside the rows: there are as many."""
-    failed = [[row, failure.stage, failure.code, failure.message] for row, failure in stepped.failed.items()]
+    failed = [
+        [row, failure.stage, failure.code, failure.message, failure.attempts]
+        for row, failure in stepped.failed.items()
+    ]
     good = column_of(stepped.good)
     fields = [*stepped.rows.schema, pa.field("", pa.int64())]
     rows = pa.RecordBatch.from_arrays([*stepped.rows.columns, good], schema=pa.schema(fields))

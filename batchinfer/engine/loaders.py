@@ -11,8 +11,8 @@ import queue
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -23,6 +23,9 @@ from batchinfer.errors import DeviceError, from_message
 from batchinfer.frames import BrokenChannel
 from batchinfer.lifeline import died_of
 from batchinfer.loader.exchange import Exchange
+
+if TYPE_CHECKING:
+    from batchinfer.transient import Reason
 
 _MODULE = "batchinfer.engine.loader_process"
 _MOST_DEATHS = 32
@@ -40,9 +43,10 @@ class Loaders:
     are searched for by halves, and fail alone, with the code CRASH.
     """
 
-    def __init__(self, num_loaders: int) -> None:
-        """Start the processes, which import what they need while the model is loaded."""
-        self._all = [_Loader() for _ in range(num_loaders)]
+    def __init__(self, num_loaders: int, on_retry: Callable[[Reason], None]) -> None:
+        """Start the processes, which import what they need while the model is loaded. `on_retry` hears of
+        what they try again."""
+        self._all = [_Loader(on_retry) for _ in range(num_loaders)]
         self._idle: queue.SimpleQueue[_Loader] = queue.SimpleQueue()
         for loader in self._all:
             loader.start()
@@ -114,7 +118,8 @@ def _keep_dying(chunk: Chunk, start: int, stop: int, how: str, num_deaths: int) 
 class _Loader:
     """One loader process: started when it is needed, ended when it breaks."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_retry: Callable[[Reason], None]) -> None:
+        self._on_retry = on_retry
         self.told: Mapping[str, Any] = {}
         self.sent: list[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -172,7 +177,8 @@ class _Loader:
             return self._process.wait()
 
     def _hear(self, exchange: Exchange) -> tuple[dict[str, Any], pa.RecordBatch | None]:
-        heard = exchange.receive()
+        while (heard := exchange.receive()) is not None and "retry" in heard[0]:
+            self._on_retry(heard[0]["retry"])
         if heard is None:
             raise LoaderDied
         if "error" in heard[0]:
@@ -183,7 +189,8 @@ class _Loader:
 def _unpacked(note: Mapping[str, Any], answer: pa.RecordBatch | None) -> Stepped:
     assert answer is not None
     failed = {
-        row: StepFailure(stage, ErrorCode(code), message) for row, stage, code, message in note["failed"]
+        row: StepFailure(stage, ErrorCode(code), message, attempts)
+        for row, stage, code, message, attempts in note["failed"]
     }
     *names, _ = range(answer.num_columns)
     return Stepped(answer.select(names), values_of(answer.column(answer.num_columns - 1)), failed)

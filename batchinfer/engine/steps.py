@@ -15,10 +15,12 @@ import pyarrow as pa
 from batchinfer import registry, tensors
 from batchinfer.data import Encoded, ErrorCode, Failure
 from batchinfer.engine.blame import Trust, isolate
+from batchinfer.engine.retry import passing_code
 from batchinfer.errors import ContractError, DataError, UserCodeError
 
 if TYPE_CHECKING:
     from batchinfer.config import Job
+    from batchinfer.engine.retry import Retry
     from batchinfer.protocols import Preprocessor
 
 
@@ -51,12 +53,19 @@ class Steps:
     """
 
     def __init__(
-        self, job: Job, steps: Sequence[Preprocessor], *, columns: Sequence[str], floats: Sequence[str]
+        self,
+        job: Job,
+        steps: Sequence[Preprocessor],
+        *,
+        columns: Sequence[str],
+        floats: Sequence[str],
+        retry: Retry,
     ) -> None:
         self._columns = list(columns)
         self._floats = list(floats)
         self._fail_fast = job.errors.on_error == "fail"
         self._trust = Trust()
+        self._retry = retry
         self._stages: list[tuple[str, Callable[[pa.RecordBatch], Encoded]]] = [
             (step.name, part.encode) for step, part in zip(job.preprocess, steps, strict=True)
         ]
@@ -80,7 +89,9 @@ class Steps:
             keep = np.ones(len(good), dtype=bool)
             for position, failure in encoded.failed.items():
                 keep[position] = False
-                failed[int(good[position])] = StepFailure(stage, failure.code, failure.message)
+                failed[int(good[position])] = StepFailure(
+                    stage, failure.code, failure.message, failure.attempts
+                )
             rows, good = rows.filter(pa.array(keep)), good[keep]
             if self._fail_fast:
                 return Stepped(rows.slice(0, 0), good[:0], failed)
@@ -91,7 +102,11 @@ class Steps:
     ) -> Encoded:
         """Find the rows that a step raises on. They stay in their places, as nulls."""
         found = isolate(
-            rows.num_rows, lambda start, stop: encode(rows.slice(start, stop - start)), error, self._trust
+            rows.num_rows,
+            lambda start, stop: encode(rows.slice(start, stop - start)),
+            error,
+            self._trust,
+            self._retry,
         )
         failed = {
             start + position: failure
@@ -99,9 +114,10 @@ class Steps:
             for position, failure in encoded.failed.items()
         }
         for at, refused in found.bad.items():
-            code = ErrorCode.USER if isinstance(refused, UserCodeError) else ErrorCode.SCHEMA
+            usual = ErrorCode.USER if isinstance(refused, UserCodeError) else ErrorCode.SCHEMA
+            code = passing_code(refused) or usual
             message = refused.message if refused.where is None else f"{refused.message} at {refused.where}"
-            failed[at] = Failure(code, message)
+            failed[at] = Failure(code, message, refused.attempts)
         pieces = [encoded.rows for _, _, encoded in found.good] or [encode(rows.slice(0, 0)).rows]
         together = pa.Table.from_batches(pieces).combine_chunks()
         places = np.full(rows.num_rows, -1)

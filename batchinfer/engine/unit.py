@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from batchinfer.engine.ceiling import Ceiling
     from batchinfer.engine.commit import UnitWriter
     from batchinfer.engine.encode import Encoder
+    from batchinfer.engine.retry import Retry
     from batchinfer.engine.spill import Spills
     from batchinfer.protocols import Source
 
@@ -102,6 +103,7 @@ class Way:
     bit: bool
     care: Care
     ceiling: Ceiling
+    retry: Retry
     timeline: Timeline
     sample: Sample | None = None
 
@@ -181,6 +183,7 @@ def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
         outputs=way.outputs,
         care=way.care,
         ceiling=way.ceiling,
+        retry=way.retry,
         exclusive=way.lanes == 1,
         bit=way.bit,
     )
@@ -193,7 +196,7 @@ def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
         name="encode",
     )
     batches = prefetch(
-        _staged(batches_of(encoded, way.windows, way.batches), _or_stop(way.pipeline.stage, stop, failed)),
+        _staged(encoded, way, stop, failed),
         bound=Bound(way.pipeline.ahead, way.room.batches),
         size_of=batch_bytes,
         name="batch",
@@ -207,15 +210,22 @@ def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
 
 
 def _staged(
-    batches: Iterable[HostBatch], stage: Callable[[HostBatch], HostBatch]
+    encoded: Generator[EncodedChunk | UnitEnd, None, None],
+    way: Way,
+    stop: threading.Event,
+    failed: threading.Event,
 ) -> Generator[HostBatch, None, None]:
-    """Bring batches to where the device takes them from."""
+    """Make batches, and bring them to where the device takes them from."""
     try:
-        for batch in batches:
-            yield stage(batch)
+        for batch in batches_of(encoded, way.windows, way.batches):
+            yield way.pipeline.stage(batch)
+    except Exception:
+        # Before the stages behind are closed, which may be waiting for a unit that will not come.
+        failed.set()
+        stop.set()
+        raise
     finally:
-        if isinstance(batches, Generator):
-            batches.close()
+        encoded.close()
 
 
 def _computed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from batchinfer import registry, tensors
 from batchinfer.config import Job, window_rows
+from batchinfer.engine.canary import check_canary
 from batchinfer.engine.careful_steps import CarefulSteps
 from batchinfer.engine.ceiling import Ceiling
 from batchinfer.engine.commit import OutputLayout, UnitWriter
@@ -23,6 +25,7 @@ from batchinfer.engine.encode import Encoder
 from batchinfer.engine.gather import Gatherer
 from batchinfer.engine.loaders import Loaders
 from batchinfer.engine.replay import Sample
+from batchinfer.engine.retry import Retry
 from batchinfer.engine.room import Room
 from batchinfer.engine.spill import Spills
 from batchinfer.engine.steps import Stepped, Steps, load_steps
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from batchinfer.protocols import Backend, Postprocessor, Preprocessor, Sink, Source
     from batchinfer.runner.messages import Start
     from batchinfer.storage import Store
+    from batchinfer.transient import Reason
 
 _WINDOW_BYTES = 64 * 1024 * 1024
 _CHUNK_BYTES = 4 * 1024 * 1024
@@ -62,9 +66,18 @@ class Assembly:
 
 
 @contextmanager
-def assemble(start: Start, *, units: Units, spilled: set[int], care: Care) -> Iterator[Assembly]:
+def assemble(
+    start: Start,
+    *,
+    units: Units,
+    spilled: set[int],
+    care: Care,
+    halt: threading.Event,
+    on_retry: Callable[[Reason], None],
+) -> Iterator[Assembly]:
     """Build and load everything that a job names; close the model at the end. `spilled` will name
-    the units that have finished batches put aside, `care` what is known of their rows.
+    the units that have finished batches put aside, `care` what is known of their rows. `halt` ends what waits
+    to be tried again, of which `on_retry` hears.
 
     The first of the units are read while the model is loaded, where the columns are known without it.
 
@@ -83,9 +96,10 @@ def assemble(start: Start, *, units: Units, spilled: set[int], care: Care) -> It
     backend: Backend = registry.load("backends", job.model.backend)(job.model)
     schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(start.schema)))
     room = Room.of(start.memory_bytes)
-    early = _read_early(job, schema, steps, units, room) if start.purpose == "run" else None
-    in_processes = start.purpose == "run" and job.compute.loaders == "processes"
-    loaders = Loaders(int(job.compute.readers)) if in_processes else None
+    computes = start.purpose in {"run", "canary"}
+    early = _read_early(job, schema, steps, units, room) if computes else None
+    in_processes = computes and job.compute.loaders == "processes"
+    loaders = Loaders(int(job.compute.readers), on_retry) if in_processes else None
     try:
         backend.load(start.device, threads=start.threads)
         require_unchanged(job, start.model_state)
@@ -99,9 +113,12 @@ def assemble(start: Start, *, units: Units, spilled: set[int], care: Care) -> It
             yield Assembly(backend, contract, None, settings)
             return
         assert early is not None
-        parts = _Parts(job, start, schema, room, steps, backend, contract, policy)
+        retry = Retry(job.errors.retry, halt=halt, on_retry=on_retry)
+        parts = _Parts(job, start, schema, room, steps, backend, contract, policy, retry)
         through = parts.through_steps(loaders)
         way = parts.way(early.begin(contract.read_columns), through, posts, spilled, care)
+        if job.model.canary is not None and start.purpose == "run":
+            check_canary(job.model.canary, contract, way, start.device)
         yield Assembly(backend, contract, way, settings)
     finally:
         if early is not None:
@@ -135,6 +152,7 @@ class _Parts:
     backend: Backend
     contract: Contract
     policy: BatchPolicy
+    retry: Retry
 
     def way(
         self,
@@ -166,7 +184,9 @@ class _Parts:
                 max_bytes=job.checkpoint.spill_bytes,
                 expected=spilled,
             ),
-            gatherer=Gatherer(contract, [step.name for step in job.postprocess], posts, job.errors, care),
+            gatherer=Gatherer(
+                contract, [step.name for step in job.postprocess], posts, job.errors, care, self.retry
+            ),
             open_unit=self._open_unit(store, layout),
             readers=int(job.compute.readers),
             chunk_rows=min(windows.rows, MAX_CHUNK_ROWS),
@@ -176,6 +196,7 @@ class _Parts:
             outputs=self.backend.outputs,
             care=care,
             ceiling=_ceiling(job, start),
+            retry=self.retry,
             bit=job.compute.determinism == "bit",
             timeline=Timeline(start.concurrency),
             sample=Sample(start.concurrency) if start.measure else None,
@@ -199,7 +220,7 @@ class _Parts:
         columns = list(dict.fromkeys(bind.column for bind in contract.bindings))
         floats = [bind.column for bind in contract.bindings if bind.dtype.startswith("float")]
         if loaders is None:
-            here = Steps(job, steps, columns=columns, floats=floats)
+            here = Steps(job, steps, columns=columns, floats=floats, retry=self.retry)
             return lambda chunk: here(chunk.rows)
         asked = [step.input_columns() for step in steps]
         sent = set(columns).union(*(names or () for names in asked))

@@ -35,10 +35,10 @@ def ending(
     code: int, failure: Failed | None, stalled_s: float | None, *, has_begun: bool
 ) -> tuple[str, ErrorCode]:
     """Say how a worker ended: by a signal or an exit code, after a silence of `stalled_s`, or with a device
-    that failed under it. Raises every other error that it told."""
+    that failed under it. Raises every other error that it told, also one of a device that is missing."""
     if failure is not None:
         error = from_message(asdict(failure))
-        if not (isinstance(error, DeviceError) and has_begun):
+        if not (isinstance(error, DeviceError) and (has_begun or error.fault)):
             raise error
         return f"ended: {error.message}", ErrorCode.DEVICE
     if stalled_s is not None:

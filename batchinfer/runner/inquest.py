@@ -1,7 +1,7 @@
 """Who killed the worker? What the black boxes of dead workers say, unit by unit, until a row is found guilty.
 
-A row is guilty once two workers died with nothing but that row in hand. One death is an accident: anybody
-may be killed at any moment.
+A row is guilty once two workers died with nothing but that row in hand: on two devices, where there are
+two. One death is an accident: anybody may be killed at any moment, and a device may be to blame.
 """
 
 from __future__ import annotations
@@ -35,11 +35,22 @@ class _Dossier:
     suspects: dict[tuple[str, int], Suspect] = field(default_factory=dict)
     alone: Counter[tuple[str, int]] = field(default_factory=Counter)
     poison: dict[int, Poison] = field(default_factory=dict)
+    devices: dict[str, set[tuple[str, int]]] = field(default_factory=dict)
 
     def is_hopeless(self) -> bool:
         """Tell whether more workers died on it than a search for bad rows could explain."""
         explained = _ACCIDENTS + math.log2(self.num_rows + 1) + _DEATHS_A_ROW * len(self.poison)
         return self.deaths > explained or len(self.poison) > _MOST_POISON
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a death tells: whether it helps the next worker, what to say of rows that are found guilty now,
+    and the units that another device should try next."""
+
+    is_told: bool
+    said: tuple[str, ...]
+    elsewhere: tuple[Unit, ...]
 
 
 class Inquest:
@@ -49,20 +60,34 @@ class Inquest:
         self._dossiers: dict[int, _Dossier] = {}
 
     def hear(
-        self, entries: Iterable[Entry], units: Mapping[int, Unit], *, how: str, code: ErrorCode
-    ) -> list[str] | None:
-        """Take note of what a worker had in hand of its units when it died. Returns what to say of rows that
-        are found guilty now; None where the death tells nothing that could help the next worker."""
+        self,
+        entries: Iterable[Entry],
+        units: Mapping[int, Unit],
+        *,
+        how: str,
+        code: ErrorCode,
+        device: str,
+        has_others: bool,
+    ) -> Findings:
+        """Take note of what a worker had in hand of its units when it died. `has_others` says that there are
+        other devices, and that this one may be to blame."""
         said: list[str] = []
+        elsewhere: list[Unit] = []
         is_told = False
         for entry in (entry for entry in entries if entry.unit in units):
             unit = units[entry.unit]
             dossier = self._dossiers.setdefault(entry.unit, _Dossier(unit.num_rows))
             dossier.deaths += 1
             is_told = is_told or not dossier.is_hopeless()
+            place = (entry.stage, entry.row)
+            here = dossier.devices.setdefault(device, set()) if has_others else set()
             if entry.row >= 0:
-                dossier.alone[entry.stage, entry.row] += 1
-            if entry.row >= 0 and dossier.alone[entry.stage, entry.row] >= _GUILTY:
+                dossier.alone[place] += 1
+                here.add(place)
+            confirmed = not has_others or sum(place in rows for rows in dossier.devices.values()) > 1
+            if entry.row >= 0 and not confirmed:
+                elsewhere.append(unit)
+            if entry.row >= 0 and confirmed and dossier.alone[place] >= _GUILTY:
                 dossier.poison[entry.row] = _poison(entry, dossier, how=how, code=code)
                 said.append(f"{unit.shard.key} row {entry.row} ends whoever touches it, and is left out")
                 if entry.stage == "preprocess":
@@ -72,7 +97,7 @@ class Inquest:
             else:
                 found = Suspect(entry.stage, entry.key, entry.start, entry.stop)
                 dossier.suspects[entry.stage, entry.key] = found
-        return said if is_told else None
+        return Findings(is_told, tuple(said), tuple(elsewhere))
 
     def brief(self, assign: Assign) -> Assign:
         """Add what is known of a unit to its assignment."""
@@ -83,9 +108,13 @@ class Inquest:
             assign, suspects=tuple(dossier.suspects.values()), poison=tuple(dossier.poison.values())
         )
 
-    def close(self, unit: int) -> None:
-        """Forget a unit that is committed."""
-        self._dossiers.pop(unit, None)
+    def close(self, unit: int, device: str) -> list[str]:
+        """Forget a unit that is committed by a worker on a device. Returns the other devices on which it
+        ended workers, where no row of it was to blame."""
+        dossier = self._dossiers.pop(unit, None)
+        if dossier is None or dossier.poison:
+            return []
+        return [other for other in dossier.devices if other != device]
 
 
 def _poison(entry: Entry, dossier: _Dossier, *, how: str, code: ErrorCode) -> Poison:

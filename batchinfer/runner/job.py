@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
-
-import pyarrow as pa
 
 from batchinfer.clock import SystemClock
 from batchinfer.config import Job, Machine, resolve
@@ -19,6 +16,7 @@ from batchinfer.events import Event, RunFinished, RunStarted, Warned
 from batchinfer.runner.budget import Budget
 from batchinfer.runner.claims import Claims
 from batchinfer.runner.deal import Deal, LeaseDeal, StaticDeal, Supersession
+from batchinfer.runner.environment import worker_environment
 from batchinfer.runner.finish import finish
 from batchinfer.runner.keeper import DealtWork, Keeper
 from batchinfer.runner.ledger import read_ledger
@@ -33,16 +31,10 @@ from batchinfer.runner.shares import Share
 from batchinfer.runner.signals import Interrupts
 from batchinfer.runner.standby import Standby
 from batchinfer.runner.supervisor import Supervisor
+from batchinfer.runner.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from batchinfer.protocols import Observer
-
-_ALLOCATOR = {
-    "ARROW_DEFAULT_MEMORY_POOL": "jemalloc",
-    "JE_ARROW_MALLOC_CONF": "dirty_decay_ms:100,muzzy_decay_ms:0",
-}
-"""How Arrow allocates in workers: what is freed goes back to the kernel after a tenth of a second. Its usual
-allocator keeps it, a third of a worker's memory, and is no faster."""
 
 
 def run(
@@ -239,7 +231,10 @@ class _Session:
         work.begin()
         stall = self._job.compute.stall_timeout
         try:
-            with interrupts.watched():
+            with (
+                Surroundings(devices, prepared.store, self._job.output.path, self._run_id) as surroundings,
+                interrupts.watched(),
+            ):
                 Supervisor(
                     starts=[
                         self._start(prepared, worker, device, num_workers=len(devices))
@@ -252,6 +247,7 @@ class _Session:
                     interrupts=interrupts,
                     grace_s=self._job.limits.grace,
                     stall_timeout=None if stall == "auto" else float(stall),
+                    surroundings=surroundings,
                 ).run()
         finally:
             keeper.close()
@@ -339,15 +335,7 @@ class _Session:
         return any(uri.startswith("memory://") for uri in _urls(self._job))
 
     def _environment(self) -> dict[str, str]:
-        threads = str(self._job.compute.threads)
-        allocator = _ALLOCATOR if "jemalloc" in pa.supported_memory_backends() else {}
-        return {
-            "OMP_NUM_THREADS": threads,
-            "OPENBLAS_NUM_THREADS": threads,
-            "RAYON_NUM_THREADS": threads,
-            "TOKENIZERS_PARALLELISM": "true",
-            **{key: os.environ.get(key, value) for key, value in allocator.items()},
-        }
+        return worker_environment(int(self._job.compute.threads))
 
     def _partial_report(self, prepared: Prepared, pending: Sequence[int], units_left: int) -> RunReport:
         """Report a share that is done while others still have theirs to do."""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from batchinfer.errors import Interrupted
 
 if TYPE_CHECKING:
-    from batchinfer.config.sections import LimitsOptions
+    from batchinfer.config.limits import LimitsOptions
     from batchinfer.data import Receipt, Unit
     from batchinfer.runner.messages import Assign
-    from batchinfer.runner.supervisor import Work
+    from batchinfer.runner.work import Work
 
 _HOUR_S = 3600.0
 

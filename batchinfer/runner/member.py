@@ -10,6 +10,7 @@ from batchinfer.runner.process import LineTail
 if TYPE_CHECKING:
     from batchinfer.data import Unit
     from batchinfer.engine.blackbox import Entry
+    from batchinfer.runner.memory_guard import MemoryGuard
     from batchinfer.runner.messages import Failed, Start
     from batchinfer.runner.process import Worker
     from batchinfer.runner.watchdog import Watchdog
@@ -18,6 +19,7 @@ _UNITS_AHEAD = 2
 _AHEAD_S = 1.0
 _MOST_UNITS = 16
 _MOST_COMMITTING = 16
+_MEASURE_S = 1.0
 
 
 @dataclass(slots=True)
@@ -28,18 +30,29 @@ class Member:
     start: Start
     worker: Worker
     watchdog: Watchdog
+    guard: MemoryGuard
     deaths: int = 0
     assigned: dict[int, Unit] = field(default_factory=dict)
     computed: set[int] = field(default_factory=set)
     tail: LineTail = field(default_factory=LineTail)
     ready: bool = False
     stopping: bool = False
+    retiring: bool = False
     failure: Failed | None = None
     stalled_at: float | None = None
     killed: bool = False
     in_hand: list[Entry] = field(default_factory=list)
     ready_at: float = 0.0
     committed: int = 0
+    measured_at: float = 0.0
+
+    def may_measure(self, now: float) -> bool:
+        """Tell whether its memory may be looked at again, and note that it is: once a second, and after its
+        first unit."""
+        if self.committed > 1 and now - self.measured_at < _MEASURE_S:
+            return False
+        self.measured_at = now
+        return True
 
     @property
     def num_to_compute(self) -> int:

@@ -17,7 +17,8 @@ from batchinfer.frames import Unframer, frame
 class Start:
     """Parent to worker, once: the job, the plan's frame, and the worker's place on this machine.
 
-    To `check` is to load the model and try the contract, to `describe` only to load the model.
+    To `check` is to load the model and try the contract, to `describe` only to load the model; for a
+    `canary`, the first rows of the one unit are computed and written to the file of that name.
     """
 
     job: dict[str, Any]
@@ -32,7 +33,8 @@ class Start:
     metadata: dict[str, str]
     model_state: dict[str, str] = field(default_factory=dict)
     measure: bool = False
-    purpose: Literal["run", "check", "describe"] = "run"
+    purpose: Literal["run", "check", "describe", "canary"] = "run"
+    canary: str = ""
     kind: Literal["start"] = "start"
 
 
@@ -101,12 +103,13 @@ class Batches:
     """Worker to parent: the forward passes since the last such message.
 
     `stages` are the seconds of each stage since the worker's start, `peak_bytes` its resident memory
-    at most.
+    at most, `retries` the calls that were tried again since the last message, by reason.
     """
 
     notes: tuple[BatchNote, ...]
     stages: dict[str, float]
     peak_bytes: int
+    retries: dict[str, int] = field(default_factory=dict)
     kind: Literal["batches"] = "batches"
 
 
@@ -138,13 +141,15 @@ class Done:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """Worker to parent: an error that ends the worker; `exit_code` names its class."""
+    """Worker to parent: an error that ends the worker; `exit_code` names its class, `fault` what CUDA
+    calls it."""
 
     exit_code: int
     message: str
     where: str | None
     hint: str | None
     details: str
+    fault: str = ""
     kind: Literal["failed"] = "failed"
 
 

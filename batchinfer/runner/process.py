@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from batchinfer.engine.blackbox import BlackBox
 from batchinfer.lifeline import is_running
+from batchinfer.runner.memory_guard import own_bytes
 from batchinfer.runner.messages import Channel
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from batchinfer.engine.blackbox import Entry
 
 _LINES_KEPT = 200
+_LINES_OF_STACKS = 20_000
 _LAST_WORDS_S = 1.0
 _LOADER = b"batchinfer.engine.loader_process"
 
@@ -45,6 +47,10 @@ class Worker(Protocol):
 
     def in_hand(self) -> list[Entry]:
         """Return the rows that it has in hand, or had when it died."""
+        ...
+
+    def own_bytes(self) -> int:
+        """Return the memory that is its own and its loaders', in bytes; 0 where nobody can tell."""
         ...
 
     def dump(self) -> None:
@@ -112,6 +118,10 @@ class ProcessWorker:
     def in_hand(self) -> list[Entry]:
         """Read its black box."""
         return [] if self._box is None else self._box.read()
+
+    def own_bytes(self) -> int:
+        """Add up what the kernel says of each process."""
+        return sum(map(own_bytes, (self.pid, *_loaders_of(self.pid))))
 
     def dump(self) -> None:
         """Send SIGABRT, upon which Python prints where every thread stands; first to its loaders, one of
@@ -193,6 +203,10 @@ class InlineWorker:
         """Return nothing: it dies with us."""
         return []
 
+    def own_bytes(self) -> int:
+        """Return nothing: its memory is ours."""
+        return 0
+
     def dump(self) -> None:
         """Print where every thread stands."""
         faulthandler.dump_traceback()
@@ -211,6 +225,10 @@ class LineTail:
     def __init__(self) -> None:
         self._rest = b""
         self.lines: deque[str] = deque(maxlen=_LINES_KEPT)
+
+    def keep_more(self) -> None:
+        """Keep more of them from now on: the stacks of many threads follow."""
+        self.lines = deque(self.lines, maxlen=_LINES_OF_STACKS)
 
     def feed(self, data: bytes) -> list[str]:
         """Return the lines that are complete."""

@@ -7,24 +7,13 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from batchinfer.data import ErrorCode, Receipt, Unit
 from batchinfer.errors import BatchinferError, DeviceError
-from batchinfer.events import (
-    BatchFinished,
-    EfficiencyMeasured,
-    Event,
-    StagesTimed,
-    UnitCommitted,
-    Warned,
-    WorkerExited,
-    WorkerReady,
-    WorkerSaid,
-)
-from batchinfer.runner.endings import ending, quoted, standing
-from batchinfer.runner.inquest import Inquest
+from batchinfer.events import Event, Warned, WorkerExited, WorkerSaid
+from batchinfer.runner.court import Court, first_unit
+from batchinfer.runner.endings import quoted, standing
 from batchinfer.runner.member import Member, Vacancy
 from batchinfer.runner.messages import (
     Assign,
@@ -39,10 +28,14 @@ from batchinfer.runner.messages import (
     Stop,
 )
 from batchinfer.runner.process import Worker
+from batchinfer.runner.retelling import events_of
 from batchinfer.runner.watchdog import Watchdog
 
 if TYPE_CHECKING:
+    from batchinfer.data import Unit
     from batchinfer.runner.signals import Interrupts
+    from batchinfer.runner.surroundings import Surroundings
+    from batchinfer.runner.work import Work
 
 _MAX_DEATHS = 3
 _FIRST_BACKOFF_S = 0.5
@@ -51,30 +44,7 @@ _DUMP_S = 5.0
 _MEASURING_S = 600.0
 _LOST_S = 30.0
 _LAST_LINES = 8
-
-
-class Work(Protocol):
-    """Where the supervisor gets units from. No method waits."""
-
-    def take(self) -> Assign | None:
-        """Return a unit to do; None where there is none at this moment."""
-        ...
-
-    def give_back(self, units: Iterable[Unit]) -> None:
-        """Take back what a worker did not finish."""
-        ...
-
-    def done(self, receipt: Receipt) -> None:
-        """Note a committed unit. Raises BudgetExceeded and the like."""
-        ...
-
-    def finished(self) -> bool:
-        """Tell whether nothing is left to hand out."""
-        ...
-
-    def check(self) -> None:
-        """Raise what ended the work from outside."""
-        ...
+_GO_ON = "what was committed is kept; run the same command again once the cause is gone"
 
 
 class Supervisor:
@@ -91,6 +61,7 @@ class Supervisor:
         interrupts: Interrupts,
         grace_s: float,
         stall_timeout: float | None,
+        surroundings: Surroundings,
     ) -> None:
         self._starts = starts
         self._spawn = spawn
@@ -100,10 +71,11 @@ class Supervisor:
         self._interrupts = interrupts
         self._grace_s = grace_s
         self._stall_timeout = stall_timeout
+        self._surroundings = surroundings
+        self._court = Court(start.device for start in starts)
         self._selector = selectors.DefaultSelector()
         self._members: list[Member] = []
         self._vacancies: list[Vacancy] = []
-        self._inquest = Inquest()
         self._told: str | None = None
         self._sound = False
 
@@ -144,6 +116,11 @@ class Supervisor:
                 listen(member)
         self._work.check()
         now = time.monotonic()
+        for trouble in self._surroundings.troubles():
+            if not trouble.is_fatal:
+                self._emit(Warned(code="device_health", message=f"{trouble.device} {trouble.what}"))
+            elif not self._court.circuits.is_open(trouble.device):
+                self._leave_alone(trouble.device, trouble.what)
         for vacancy in [vacancy for vacancy in self._vacancies if vacancy.due <= now]:
             self._vacancies.remove(vacancy)
             self._join(vacancy.index, vacancy.start, deaths=vacancy.deaths)
@@ -155,7 +132,7 @@ class Supervisor:
         """Start a worker, take it in, and tell it what to do."""
         worker = self._spawn(start)
         watchdog = Watchdog(self._stall_timeout, now=time.monotonic())
-        member = Member(index, start, worker, watchdog, deaths)
+        member = Member(index, start, worker, watchdog, self._surroundings.memory_guard(start), deaths)
         self._members.append(member)
         self._selector.register(worker.channel.read_fd, selectors.EVENT_READ, (member, self._hear))
         if worker.output_fd is not None:
@@ -171,14 +148,17 @@ class Supervisor:
     def _feed(self, member: Member) -> None:
         """Keep a worker two units ahead, and about a second, so that it never waits for us."""
         most = member.units_at_once(time.monotonic())
-        while not member.stopping and member.num_to_compute < most:
+        while not member.stopping and not member.retiring and member.num_to_compute < most:
             assign = self._work.take()
             if assign is None:
                 return
-            if member.ready and not member.assigned:
-                member.watchdog.progress(time.monotonic())
-            member.assigned[assign.unit.index] = assign.unit
-            self._tell(member, self._inquest.brief(assign))
+            self._assign(member, assign)
+
+    def _assign(self, member: Member, assign: Assign) -> None:
+        if member.ready and not member.assigned:
+            member.watchdog.progress(time.monotonic())
+        member.assigned[assign.unit.index] = assign.unit
+        self._tell(member, self._court.brief(assign))
 
     def _guard(self, member: Member, now: float) -> None:
         """End a worker that makes no progress: first with a dump of its stacks, then at once."""
@@ -186,6 +166,7 @@ class Supervisor:
             waits = member.ready and not member.assigned
             if not waits and not member.stopping and member.watchdog.is_stalled(now):
                 member.stalled_at = now
+                member.tail.keep_more()
                 member.worker.dump()
         elif not member.killed and now - member.stalled_at > _DUMP_S:
             member.killed = True
@@ -210,46 +191,21 @@ class Supervisor:
 
     def _take(self, member: Member, message: Message) -> None:
         now = time.monotonic()
+        for event in events_of(member, message):
+            self._emit(event)
         match message:
             case Ready():
                 member.ready = self._sound = True
                 member.ready_at = now
                 member.watchdog.progress(now)
+                member.guard.loaded(member.worker.own_bytes())
                 self._on_ready(message)
-                self._emit(
-                    WorkerReady(
-                        worker=member.index,
-                        device=member.start.device,
-                        load_s=message.load_s,
-                        pid=member.worker.pid,
-                        lanes=message.lanes,
-                    )
-                )
             case Batches():
                 member.watchdog.progress(now)
                 for note in message.notes:
                     member.watchdog.batch(note.compute_s)
-                    self._emit(
-                        BatchFinished(
-                            worker=member.index,
-                            rows=note.rows,
-                            compute_s=note.compute_s,
-                            real_tokens=note.real_tokens,
-                            padded_tokens=note.padded_tokens,
-                        )
-                    )
-                self._emit(
-                    StagesTimed(worker=member.index, seconds=message.stages, peak_bytes=message.peak_bytes)
-                )
             case Measured():
-                self._emit(
-                    EfficiencyMeasured(
-                        worker=member.index,
-                        rows=message.rows,
-                        seconds=message.seconds,
-                        model_s=message.model_s,
-                    )
-                )
+                pass
             case Computed():
                 member.watchdog.progress(now)
                 member.computed.add(message.unit)
@@ -259,9 +215,10 @@ class Supervisor:
                 member.computed.discard(message.receipt.unit)
                 member.deaths = 0
                 member.committed += 1
-                self._inquest.close(message.receipt.unit)
-                self._emit(UnitCommitted(worker=member.index, receipt=message.receipt))
                 self._work.done(message.receipt)
+                for device, why in self._court.done(message.receipt.unit, member.start.device):
+                    self._leave_alone(device, why)
+                self._retire(member)
             case Failed():
                 member.failure = message
             case _:
@@ -290,34 +247,85 @@ class Supervisor:
         member.in_hand = member.worker.in_hand()
         member.worker.close()
         code = -signal.SIGKILL if code is None else code
-        stalled_s = member.watchdog.silent_s(time.monotonic()) if member.stalled_at is not None else None
-        how, cause = ending(code, member.failure, stalled_s, has_begun=member.ready)
-        if not member.stopping and self._inquire(member, how, cause):
+        device = member.start.device
+        if self._court.circuits.is_open(device) or (member.retiring and code == 0):
+            restarts = not self._court.circuits.is_open(device)
+            self._emit(WorkerExited(worker=member.index, code=code, restarts=restarts))
+            self._work.give_back(member.assigned.values())
+            if restarts:
+                self._join(member.index, member.start, deaths=member.deaths)
+            return
+        verdict = self._court.death(member, code)
+        for message in verdict.found.said:
+            self._emit(Warned(code="poison", message=message))
+        if verdict.found.is_told:
             # The next one knows more: not one of several deaths in vain.
             member.deaths = -1
-        restarts = not member.stopping and member.deaths + 1 < _MAX_DEATHS
+        restarts = not member.stopping and verdict.distrust is None and member.deaths + 1 < _MAX_DEATHS
         self._emit(WorkerExited(worker=member.index, code=code, restarts=restarts))
         if member.stopping:
             return
-        unit = next(iter(member.assigned.values()), None)
-        self._work.give_back(member.assigned.values())
-        if not restarts:
-            self._close_place(member, f"{how} {_MAX_DEATHS} times without finishing a unit", unit)
-            return
-        self._replace(member, how)
+        elsewhere = verdict.found.elsewhere
+        self._work.give_back([unit for unit in member.assigned.values() if unit not in elsewhere])
+        if verdict.distrust is not None:
+            self._leave_alone(device, f"{verdict.distrust}: worker {member.index} {verdict.how}")
+        elif not restarts:
+            self._close_place(member, f"{verdict.how} {_MAX_DEATHS} times without finishing a unit")
+        else:
+            self._replace(member, verdict.how)
+        self._hand_over(elsewhere, device)
 
-    def _inquire(self, member: Member, how: str, cause: ErrorCode) -> bool:
-        """Ask what a dead worker had in hand; tell whether that helps the next one."""
-        told = self._inquest.hear(member.in_hand, member.assigned, how=how, code=cause)
-        for message in told or ():
-            self._emit(Warned(code="poison", message=message))
-        return told is not None
+    def _hand_over(self, units: Sequence[Unit], device: str) -> None:
+        """Give units to a worker on another device than the one that failed on them."""
+        others = [member for member in self._members if self._may_take(member, device)]
+        if not others:
+            self._work.give_back(units)
+            return
+        for unit in units:
+            least = min(others, key=lambda member: len(member.assigned))
+            self._assign(least, Assign(unit=unit, spilled=True))
+
+    def _may_take(self, member: Member, device: str) -> bool:
+        busy = member.stopping or member.retiring or member.killed
+        return (
+            not busy
+            and member.start.device != device
+            and not self._court.circuits.is_open(member.start.device)
+        )
+
+    def _leave_alone(self, device: str, why: str) -> None:
+        """Trust a device no more: its workers end, and others do their units. Raises DeviceError where there
+        is no other device."""
+        self._court.circuits.open(device)
+        self._vacancies = [vacancy for vacancy in self._vacancies if vacancy.start.device != device]
+        for member in self._members:
+            if member.start.device == device:
+                member.stalled_at, member.killed = time.monotonic(), True
+                member.worker.kill()
+        if self._has_places():
+            message = f"{device} {why}; it is left alone, and the others do its units"
+            self._emit(Warned(code="device_quarantined", message=message))
+            return
+        raise DeviceError(f"{device} {why}, and no other device is left", hint=_GO_ON)
+
+    def _retire(self, member: Member) -> None:
+        """Have a worker whose memory grows beyond its share finish what it has, and another follow it."""
+        if member.retiring or member.stopping or not member.may_measure(time.monotonic()):
+            return
+        why = member.guard.excess(member.worker.own_bytes())
+        if why is not None:
+            member.retiring = True
+            self._tell(member, Stop(drain=True))
+            message = f"worker {member.index} {why}; another takes its place once its units are done"
+            self._emit(Warned(code="memory_guard", message=message))
 
     def _replace(self, member: Member, how: str) -> None:
         wait_s = min(_FIRST_BACKOFF_S * 2.0 ** max(member.deaths, 0), _LONGEST_BACKOFF_S)
         stack = ""
         if member.stalled_at is not None:
+            kept = self._surroundings.keep_stacks(member.index, member.tail.lines)
             stack = "\n  it stood at:\n" + quoted(standing(member.tail.lines))
+            stack += f"\n  all its stacks: {kept}" if kept else ""
         self._emit(
             Warned(
                 code="stalled" if stack else "worker_died",
@@ -328,17 +336,22 @@ class Supervisor:
         due = time.monotonic() + wait_s
         self._vacancies.append(Vacancy(member.index, member.start, member.deaths + 1, due))
 
-    def _close_place(self, member: Member, how: str, unit: Unit | None = None) -> None:
+    def _has_places(self) -> bool:
+        devices = [member.start.device for member in self._members]
+        devices += [vacancy.start.device for vacancy in self._vacancies]
+        return not all(map(self._court.circuits.is_open, devices))
+
+    def _close_place(self, member: Member, how: str) -> None:
         """Start no worker there any more. Raises DeviceError where no place is left."""
-        said = quoted(list(member.tail.lines)[-_LAST_LINES:])
+        said, unit = quoted(list(member.tail.lines)[-_LAST_LINES:]), first_unit(member)
         told = f"worker {member.index} on {member.start.device} {how}"
-        if self._members or self._vacancies:
+        if self._has_places():
             self._emit(Warned(code="device_given_up", message=f"{told}; the others go on"))
             return
         raise DeviceError(
             told + (f"; it last said\n{said}" if said else ""),
             where=f"{unit.shard.uri} rows {unit.start}..{unit.stop}" if unit else None,
-            hint="what was committed is kept; run the same command again once the cause is gone",
+            hint=_GO_ON,
         )
 
     def _leave(self, member: Member) -> None:

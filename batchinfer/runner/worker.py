@@ -14,12 +14,13 @@ import resource
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from batchinfer import crash, lifeline
 from batchinfer.engine.blackbox import BlackBox
-from batchinfer.errors import ExitCode, to_message
+from batchinfer.errors import ExitCode, Interrupted, to_message
 from batchinfer.runner.messages import (
     Assign,
     Batches,
@@ -40,6 +41,7 @@ from batchinfer.runner.standby import prepare, warm_up
 if TYPE_CHECKING:
     from batchinfer.data import OutputBatch, Unit
     from batchinfer.engine.contract import Contract
+    from batchinfer.transient import Reason
 
 _FLUSH_S = 0.2
 _KIB = 1024
@@ -57,7 +59,8 @@ class _Inbox:
         self._arriving = threading.Lock()
         self._reader = 0
         self.stop = threading.Event()
-        self.stop_early = False
+        self.halt = threading.Event()
+        """Set where the parent wants no more results."""
         self.spilled: set[int] = set()
         """Units that an earlier attempt may have put batches aside for."""
         messages = _some(channel)
@@ -106,6 +109,7 @@ class _Inbox:
         while (messages := self._channel.receive()) is not None:
             self._take(messages)
         # The parent is gone: what it would have been told, the next listing tells.
+        self.halt.set()
         self.stop.set()
         os.close(self._channel.read_fd)
 
@@ -123,7 +127,7 @@ class _Inbox:
             elif isinstance(message, Stop):
                 self._units.put(None)
                 if not message.drain:
-                    self.stop_early = True
+                    self.halt.set()
                     self.stop.set()
 
 
@@ -141,6 +145,7 @@ class _Outbox:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._notes: list[BatchNote] = []
+        self._retries: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._flushed = time.monotonic()
         self.stages: Callable[[], Mapping[str, float]] = dict
@@ -162,14 +167,21 @@ class _Outbox:
         """Say that a unit is being committed."""
         self._channel.send(Computed(unit=unit.index))
 
+    def on_retry(self, reason: Reason) -> None:
+        """Note that something is tried again, and say so at once: whoever waits makes progress too."""
+        with self._lock:
+            self._retries[reason] += 1
+        self.flush()
+
     def flush(self) -> None:
         """Send what was noted."""
         with self._lock:
             notes, self._notes = tuple(self._notes), []
+            retries, self._retries = dict(self._retries), Counter()
             self._flushed = time.monotonic()
         stages = dict(self.stages())
-        if notes or stages:
-            self._channel.send(Batches(notes=notes, stages=stages, peak_bytes=peak_bytes()))
+        if notes or stages or retries:
+            self._channel.send(Batches(notes=notes, stages=stages, peak_bytes=peak_bytes(), retries=retries))
 
     def send(self, message: Ready | Done | Measured | Failed) -> None:
         """Send a message after the notes before it."""
@@ -183,6 +195,8 @@ def serve(channel: Channel, box: BlackBox | None = None) -> int:
     try:
         _work(inbox, outbox)
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
+        if isinstance(error, Interrupted) and inbox.halt.is_set():
+            return ExitCode.OK
         message = to_message(error)
         outbox.send(Failed(**message))
         return int(message["exit_code"])
@@ -191,13 +205,21 @@ def serve(channel: Channel, box: BlackBox | None = None) -> int:
 
 def _work(inbox: _Inbox, outbox: _Outbox) -> None:
     # Late: the heavy libraries are loaded in the worker, once it knows its environment.
+    from batchinfer.engine.canary import save_canary
     from batchinfer.engine.unit import measure, run_units
     from batchinfer.runner.assemble import assemble
 
     gc.enable()
     started = time.perf_counter()
     start = inbox.start
-    with assemble(start, units=inbox, spilled=inbox.spilled, care=inbox.care) as assembly:
+    with assemble(
+        start,
+        units=inbox,
+        spilled=inbox.spilled,
+        care=inbox.care,
+        halt=inbox.halt,
+        on_retry=outbox.on_retry,
+    ) as assembly:
         outbox.send(
             Ready(
                 inputs=tuple(assembly.backend.inputs),
@@ -211,6 +233,10 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
         )
         if assembly.way is None:
             return
+        if start.purpose == "canary":
+            assert assembly.contract is not None
+            save_canary(start.canary, assembly.contract, assembly.way)
+            return
         outbox.stages = assembly.way.timeline.seconds
         # What is there now stays: looking through it again and again would stop every thread.
         gc.freeze()
@@ -223,7 +249,7 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
         )
         outbox.flush()
         # Not where the run was stopped: then somebody waits for the end.
-        found = None if inbox.stop_early else measure(assembly.way)
+        found = None if inbox.halt.is_set() else measure(assembly.way)
         if found is not None:
             outbox.send(Measured(rows=found.rows, seconds=found.seconds, model_s=found.model_s))
 

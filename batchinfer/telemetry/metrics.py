@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from batchinfer.data import STAGES, ErrorCode
 from batchinfer.telemetry.rates import WINDOW_S
+from batchinfer.transient import REASONS
 
 if TYPE_CHECKING:
     from batchinfer.telemetry.devices import Devices, Reading
@@ -98,6 +99,12 @@ def _rows(snapshot: Snapshot) -> Iterator[Metric]:
     for code in map(str, ErrorCode):
         errors.add_metric([code], snapshot.errors.get(code, 0))
     yield errors
+    retries = CounterMetricFamily(
+        "batchinfer_retries", "Calls made again, by why they had failed.", labels=["reason"]
+    )
+    for reason in REASONS:
+        retries.add_metric([reason], snapshot.retries.get(reason, 0))
+    yield retries
 
 
 def _speeds(snapshot: Snapshot) -> Iterator[Metric]:

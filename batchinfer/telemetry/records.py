@@ -195,6 +195,7 @@ def _run_finished(event: RunFinished, snapshot: Snapshot) -> Record:
         "peak_bytes": snapshot.peak_bytes or None,
         "output": snapshot.output,
         "errors": dict(snapshot.errors),
+        "retries": dict(snapshot.retries),
         "error_samples": samples,
     }
     level: Literal["info", "error"] = "info" if event.exit_code == 0 else "error"

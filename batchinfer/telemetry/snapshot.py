@@ -77,6 +77,9 @@ class Snapshot:
     errors: Mapping[str, int] = field(default_factory=dict)
     """Failed rows by code."""
 
+    retries: Mapping[str, int] = field(default_factory=dict)
+    """Calls that were made again, by why they had failed."""
+
     error_samples: tuple[RowError, ...] = ()
     num_warnings: int = 0
     finished: RunFinished | None = None

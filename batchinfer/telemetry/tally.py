@@ -13,6 +13,7 @@ from batchinfer.events import (
     BatchFinished,
     EfficiencyMeasured,
     Event,
+    Retried,
     RunFinished,
     RunStarted,
     StagesTimed,
@@ -20,7 +21,6 @@ from batchinfer.events import (
     Warned,
     WorkerExited,
     WorkerReady,
-    WorkerSaid,
 )
 from batchinfer.telemetry.rates import Histogram, Meter
 from batchinfer.telemetry.snapshot import Snapshot, WorkerState
@@ -100,6 +100,7 @@ class Tally:
         self._last_commit: float | None = None
         self._past_stages: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
+        self._retries: Counter[str] = Counter()
         self._error_samples: dict[tuple[ErrorCode, str], RowError] = {}
 
     def on_event(self, event: Event) -> None:
@@ -122,6 +123,8 @@ class Tally:
                 self._batch(event, now)
             case StagesTimed() | EfficiencyMeasured():
                 self._worker(event.worker).measured(event)
+            case Retried():
+                self._retries.update(event.reasons)
             case UnitCommitted():
                 self._commit(event, now)
             case WorkerExited():
@@ -130,8 +133,6 @@ class Tally:
                 self._warnings += 1
             case RunFinished():
                 self._finished, self._ended_at = event, now
-            case WorkerSaid():
-                pass
 
     def _worker(self, index: int) -> _Worker:
         return self._workers.setdefault(index, _Worker(index))
@@ -247,6 +248,7 @@ class Tally:
                 for _, worker in sorted(self._workers.items())
             ),
             errors=dict(self._errors.most_common()),
+            retries=dict(self._retries),
             error_samples=tuple(self._error_samples.values()),
             num_warnings=self._warnings,
             finished=finished,

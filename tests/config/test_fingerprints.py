@@ -17,6 +17,7 @@ from batchinfer.config import Fingerprint, content_sha256, diff, fingerprint, lo
 from batchinfer.config.fields import nested_options
 from batchinfer.config.fingerprints import digest_of
 from batchinfer.config.hashing import external_files
+from batchinfer.config.limits import LimitsOptions
 from batchinfer.config.sections import (
     BatchingOptions,
     CheckpointOptions,
@@ -24,7 +25,6 @@ from batchinfer.config.sections import (
     ErrorsOptions,
     InputOptions,
     JobHead,
-    LimitsOptions,
     ModelOptions,
     ObserveOptions,
     OutputOptions,

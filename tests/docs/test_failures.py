@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LATER = {43, 47, 48, 49, 50, 52}
+LATER = {43, 49, 50}
 """Faults of rows and devices that the isolation of rows will treat."""
 
 

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchinfer.config.nested import RetryOptions
 from batchinfer.engine.blame import Isolated, Trust, isolate
+from batchinfer.engine.retry import Retry
 from batchinfer.errors import BatchinferError, DataError, OutOfMemory
 
 
@@ -40,7 +42,7 @@ def search(num_rows: int, attempts: Attempts) -> Isolated[list[int]]:
         return Isolated(((0, num_rows, attempts(0, num_rows)),), {})
     except (DataError, OutOfMemory) as refused:
         error = refused
-    return isolate(num_rows, attempts, error, trust)
+    return isolate(num_rows, attempts, error, trust, Retry(RetryOptions()))
 
 
 def kept(found: Isolated[list[int]]) -> list[int]:
@@ -97,7 +99,7 @@ def test_rows_that_only_fail_together() -> None:
             raise DataError("too many at once, in bad company")
         return list(range(start, stop))
 
-    found = isolate(16, attempt, DataError("together"), Trust())
+    found = isolate(16, attempt, DataError("together"), Trust(), Retry(RetryOptions()))
     assert not found.bad
     assert kept(found) == list(range(16))
 
@@ -106,7 +108,7 @@ def test_a_broken_job() -> None:
     """Where none of the first 256 rows goes well, the error is the job's."""
     attempts = Attempts(set(range(10_000)))
     with pytest.raises(DataError, match="a bad row"):
-        isolate(10_000, attempts, DataError("all of them"), Trust())
+        isolate(10_000, attempts, DataError("all of them"), Trust(), Retry(RetryOptions()))
     assert attempts.count < 300
 
 

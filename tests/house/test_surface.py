@@ -9,7 +9,7 @@ import typer
 import batchinfer
 from batchinfer import registry
 from batchinfer.cli.app import app
-from batchinfer.config import sections
+from batchinfer.config import limits, sections
 from batchinfer.data import ErrorCode
 from batchinfer.errors import ExitCode
 from batchinfer.events import Event
@@ -37,7 +37,7 @@ VERBS = {
     "init": {"model", "data", "--output", "--write", "-w"},
     "validate": {"job", "--param", "-p", "--set", "-s", "--model", "--no-model"},
     "plan": {"job", "--param", "-p", "--set", "-s", "--json"},
-    "preview": {"job", "--param", "-p", "--set", "-s", "--rows", "-n", "--json"},
+    "preview": {"job", "--param", "-p", "--set", "-s", "--rows", "-n", "--json", "--save-canary"},
     "run": {
         "job",
         "--param",
@@ -59,13 +59,15 @@ VERBS = {
 }
 KEYS = {
     "InputOptions": "path format storage_options partitioning columns where limit sample incremental",
-    "ModelOptions": "backend path entry version sha256 inputs precision forbid_nan allow_unsafe_model",
+    "ModelOptions": "backend path entry version sha256 inputs precision canary forbid_nan allow_unsafe_model",
     "BatchingOptions": "size by window_rows buckets packed",
     "OutputOptions": "path format storage_options carry columns partition_by meta commit",
     "CheckpointOptions": "unit_rows every spill_bytes",
-    "ErrorsOptions": "on_error max check_finite",
+    "ErrorsOptions": "on_error max retry check_finite",
     "ComputeOptions": "devices workers_per_device concurrency threads readers loaders host_memory "
     "affinity determinism claims heartbeat stall_timeout",
+    "RetryOptions": "transient timeout",
+    "CanaryOptions": "path rtol atol",
     "LimitsOptions": "deadline max_rows max_device_hours price_per_device_hour max_cost grace",
     "ObserveOptions": "interval pushgateway",
     "PushgatewayOptions": "url every instance timeout",
@@ -76,6 +78,7 @@ EVENTS = {
     "BatchFinished",
     "StagesTimed",
     "EfficiencyMeasured",
+    "Retried",
     "UnitCommitted",
     "WorkerExited",
     "WorkerSaid",
@@ -122,7 +125,8 @@ def test_the_command_line() -> None:
 
 def test_the_keys_of_a_job() -> None:
     """The keys that every format and backend shares, section by section."""
-    found = {name: " ".join(getattr(sections, name).model_fields) for name in KEYS}
+    homes = {**vars(sections), **vars(limits)}
+    found = {name: " ".join(homes[name].model_fields) for name in KEYS}
     assert found == KEYS
 
 

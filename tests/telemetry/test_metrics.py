@@ -20,6 +20,7 @@ FROZEN = {
     "batchinfer_rows": ("counter", {"outcome"}),
     "batchinfer_units": ("gauge", {"state"}),
     "batchinfer_errors": ("counter", {"code"}),
+    "batchinfer_retries": ("counter", {"reason"}),
     "batchinfer_samples_per_second": ("gauge", set()),
     "batchinfer_tokens_per_second": ("gauge", set()),
     "batchinfer_eta_seconds": ("gauge", set()),

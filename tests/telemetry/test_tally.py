@@ -238,6 +238,7 @@ def test_only_the_events_of_the_house_are_known() -> None:
         "BatchFinished",
         "StagesTimed",
         "EfficiencyMeasured",
+        "Retried",
         "WorkerSaid",
         *(cls.__name__ for cls in (RunStarted, RunFinished, UnitCommitted)),
     }
