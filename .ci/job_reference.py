@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 from batchinfer import registry
-from batchinfer.config import sections
+from batchinfer.config import error_section, sections
 from batchinfer.config.descriptions import describe_fields
 
 HERE = Path(__file__).parents[1]
@@ -21,7 +21,7 @@ SECTIONS = {
     "batching": sections.BatchingOptions,
     "output": sections.OutputOptions,
     "checkpoint": sections.CheckpointOptions,
-    "errors": sections.ErrorsOptions,
+    "errors": error_section.ErrorsOptions,
     "compute": sections.ComputeOptions,
     "limits": sections.LimitsOptions,
     "observe": sections.ObserveOptions,

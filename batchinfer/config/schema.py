@@ -7,11 +7,11 @@ from typing import Any, TypeAlias
 
 from batchinfer import registry
 from batchinfer.config.descriptions import describe_fields
+from batchinfer.config.error_section import ErrorsOptions
 from batchinfer.config.sections import (
     BatchingOptions,
     CheckpointOptions,
     ComputeOptions,
-    ErrorsOptions,
     InputOptions,
     JobHead,
     LimitsOptions,

@@ -9,7 +9,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -19,6 +19,7 @@ import pyarrow as pa
 from batchinfer.crash import crash_point
 from batchinfer.data import PartFile, Receipt, RowError, Unit
 from batchinfer.engine.publish import Outcome, new_attempt, publish, sha256
+from batchinfer.engine.sidecar import APART, SIDECAR, Apart, encode_failed
 from batchinfer.errors import BatchinferError, DataError
 from batchinfer.tensors import num_bytes
 
@@ -56,6 +57,10 @@ class OutputLayout:
         """Return the name of a unit's record, relative to the root."""
         return f"_batchinfer/{self.plan8}/units/{unit:05d}.json"
 
+    def sidecar_name(self, unit: int, digest: str) -> str:
+        """Return the name of a table with a unit's failed rows, relative to the root."""
+        return f"_batchinfer/{self.plan8}/errors/{unit:05d}-{digest[:16]}.parquet"
+
     def spill_folder(self, unit: int) -> str:
         """Return where the finished batches of an unfinished unit are put aside."""
         return f"_batchinfer/{self.plan8}/spill/{unit:05d}"
@@ -78,11 +83,21 @@ class _Part:
     folder: str
     encoder: PartEncoder
     become: tuple[str, ...]
+    apart: Apart | None
     num_rows: int = 0
     num_errors: int = 0
+    failed: list[pa.Table] = field(default_factory=list)
+
+    @property
+    def num_apart(self) -> int:
+        """Failed rows that do not stand in the file."""
+        return sum(rows.num_rows for rows in self.failed)
 
     def write(self, rows: pa.Table) -> None:
-        """Encode some rows, and count them."""
+        """Encode some rows, and count them; take out the failed ones, where they have a place of their own."""
+        if self.apart is not None:
+            rows, failed = self.apart.split(rows, at=self.num_rows + self.num_apart)
+            self.failed += failed
         self.num_rows += rows.num_rows
         if "_error" in rows.column_names:
             self.num_errors += rows.num_rows - rows["_error"].null_count
@@ -93,6 +108,7 @@ class UnitWriter:
     """Encodes one unit's rows as they come; `commit` publishes them. Nothing is visible before.
 
     `deterministic`: the job declares that a unit's bytes never differ, because the store may overwrite.
+    `apart` takes the failed rows out of the parts; their table is published before any part names it.
     """
 
     def __init__(
@@ -104,6 +120,7 @@ class UnitWriter:
         store: Store,
         metadata: Mapping[str, str],
         deterministic: bool = False,
+        apart: Apart | None = None,
     ) -> None:
         self._unit = unit
         self._layout = layout
@@ -111,6 +128,7 @@ class UnitWriter:
         self._store = store
         self._metadata = dict(metadata)
         self._deterministic = deterministic
+        self._apart = apart
         self._attempt = new_attempt()
         self._tables: deque[pa.Table] = deque()
         self._part: _Part | None = None
@@ -144,11 +162,13 @@ class UnitWriter:
         if self._encoding is not None:
             # It was begun before this was: whoever waits here does not wait for a place in the pool.
             self._encoding.result()
-        published = [self._publish(part) for part in self._parts()]
+        encoded = self._parts()
+        sidecar = self._publish_failed([rows for part in encoded for rows in part.failed])
+        published = [self._publish(part, sidecar) for part in encoded if part.num_rows or not part.failed]
         parts = tuple(part for part, _ in published)
         outcomes = {outcome for _, outcome in published}
         if self._layout.records:
-            outcomes.add(self._record(parts))
+            outcomes.add(self._record(parts, sidecar))
         crash_point("commit.after")
         return Receipt(
             unit=self._unit.index,
@@ -161,6 +181,7 @@ class UnitWriter:
             diverged=Outcome.OTHER in outcomes,
             errors=tuple(self._failed[:_MAX_SAMPLES]),
             error_codes=dict(Counter(str(error.code) for error in self._failed)),
+            sidecar=sidecar,
         )
 
     def _encode(self) -> None:
@@ -189,7 +210,14 @@ class UnitWriter:
 
     def _begin(self, folder: str, rows: pa.Table) -> _Part:
         """Begin a file for rows like these."""
-        described = {
+        left_out = self._layout.partition_by if self._apart is None else (*self._layout.partition_by, *APART)
+        kept = [field for field in rows.schema if field.name not in left_out]
+        encoder = self._sink.begin(pa.schema(kept), self._described())
+        return _Part(folder, encoder, self._layout.partition_by, self._apart)
+
+    def _described(self) -> dict[str, str]:
+        """Return what a file says of itself."""
+        return {
             **self._metadata,
             "batchinfer.format": str(FORMAT_VERSION),
             "batchinfer.unit": str(self._unit.index),
@@ -197,15 +225,38 @@ class UnitWriter:
             "batchinfer.source_version": self._unit.shard.version,
             "batchinfer.source_rows": f"{self._unit.start}..{self._unit.stop}",
         }
-        kept = [field for field in rows.schema if field.name not in self._layout.partition_by]
-        return _Part(folder, self._sink.begin(pa.schema(kept), described), self._layout.partition_by)
 
-    def _publish(self, encoded: _Part) -> tuple[PartFile, Outcome]:
+    def _publish_failed(self, failed: Sequence[pa.Table]) -> PartFile | None:
+        """Publish the failed rows that stand in no part. Named by its content, their table is the same for
+        everyone who writes it, and one that nobody's part names is in nobody's way."""
+        if not failed:
+            return None
+        table = pa.concat_tables(failed)
+        data = encode_failed(table, self._described())
+        digest = sha256(data)
+        sidecar = PartFile(
+            name=self._layout.sidecar_name(self._unit.index, digest),
+            num_rows=table.num_rows,
+            num_errors=table.num_rows,
+            num_bytes=len(data),
+            sha256=digest,
+        )
+        crash_point("errors.before")
+        uri = self._layout.uri(sidecar.name)
+        if publish(self._store, uri, data, stamp=sidecar.stamp) is Outcome.OTHER:
+            raise DataError(
+                "this table of failed rows was changed by somebody else",
+                where=uri,
+                hint="delete the file and run the same command again",
+            )
+        crash_point("errors.after")
+        return sidecar
+
+    def _publish(self, encoded: _Part, sidecar: PartFile | None) -> tuple[PartFile, Outcome]:
         crash_point("encode.mid")
         num_rows, num_errors = encoded.num_rows, encoded.num_errors
-        data = encoded.encoder.finish(
-            {"batchinfer.rows": str(num_rows), "batchinfer.rows_error": str(num_errors)}
-        )
+        named = {} if sidecar is None else {SIDECAR: sidecar.name}
+        data = encoded.encoder.finish({**self._counts(encoded), **named})
         # A fault of the encoder must show before anybody can see the part.
         if self._sink.count(data) != (num_rows, num_errors):
             raise BatchinferError(f"the encoded part does not hold the {num_rows} rows put into it")
@@ -222,7 +273,7 @@ class UnitWriter:
             self._store,
             self._layout.uri(name),
             data,
-            stamp={"attempt": self._attempt, **part.stamp},
+            stamp={"attempt": self._attempt, **part.stamp, **_stamped(sidecar)},
             look_first=self._deterministic,
         )
         if outcome is not Outcome.OTHER:
@@ -235,13 +286,32 @@ class UnitWriter:
             )
         return describe_part(self._store, self._layout, name, self._sink), outcome
 
-    def _record(self, parts: Sequence[PartFile]) -> Outcome:
+    def _counts(self, part: _Part) -> dict[str, str]:
+        """Return how many rows came in for a part, and what became of them. Of the rows that `where` and
+        `sample` left out, nobody can say which of several parts they were for."""
+        num_failed = part.num_errors + part.num_apart
+        num_ok = part.num_rows - part.num_errors
+        num_filtered = 0 if self._layout.records else self._unit.num_rows - self._num_rows
+        return {
+            "batchinfer.rows": str(part.num_rows),
+            "batchinfer.rows_in": str(num_ok + num_failed + num_filtered),
+            "batchinfer.rows_ok": str(num_ok),
+            "batchinfer.rows_error": str(num_failed),
+            "batchinfer.rows_filtered": str(num_filtered),
+        }
+
+    def _record(self, parts: Sequence[PartFile], sidecar: PartFile | None) -> Outcome:
         """Commit a unit of several parts: they are all there by now."""
         crash_point("side.before")
         record = {
             "format": FORMAT_VERSION,
             "unit": self._unit.index,
             "parts": [asdict(part) for part in parts],
+            "sidecar": None if sidecar is None else asdict(sidecar),
+            "rows_in": self._unit.num_rows,
+            "rows_ok": self._num_rows - len(self._failed),
+            "rows_error": len(self._failed),
+            "rows_filtered": self._unit.num_rows - self._num_rows,
         }
         data = json.dumps(record, sort_keys=True).encode()
         stamp = {"attempt": self._attempt}
@@ -283,6 +353,11 @@ def describe_part(store: Store, layout: OutputLayout, name: str, sink: Sink) -> 
     return PartFile(
         name=name, num_rows=num_rows, num_errors=num_errors, num_bytes=len(data), sha256=sha256(data)
     )
+
+
+def _stamped(sidecar: PartFile | None) -> dict[str, str]:
+    """Return what a part's stamp says of its failed rows."""
+    return {} if sidecar is None else {"sidecar": sidecar.name}
 
 
 def _folder(values: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from batchinfer.engine.gather import Gatherer
 from batchinfer.engine.loaders import Loaders
 from batchinfer.engine.replay import Sample
 from batchinfer.engine.room import Room
+from batchinfer.engine.sidecar import Apart
 from batchinfer.engine.spill import Spills
 from batchinfer.engine.steps import Stepped, Steps, load_steps
 from batchinfer.engine.timeline import Timeline
@@ -184,6 +185,7 @@ class _Parts:
     def _open_unit(self, store: Store, layout: OutputLayout) -> Callable[[Unit], UnitWriter]:
         """Return what begins the output of a unit."""
         sink: Sink = registry.load("sinks", self.job.output.format)(self.job.output)
+        apart = Apart(tuple(self.contract.results.names)) if self.job.errors.to == "separate" else None
         return partial(
             UnitWriter,
             layout=layout,
@@ -191,6 +193,7 @@ class _Parts:
             store=store,
             metadata=self.start.metadata,
             deterministic=self.job.output.commit == "deterministic",
+            apart=apart,
         )
 
     def through_steps(self, loaders: Loaders | None) -> Callable[[Chunk], Stepped]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -78,15 +78,20 @@ class JsonlPart:
 
     def write(self, rows: pa.Table) -> None:
         """Add rows."""
-        for batch in _with_texts(rows).to_batches(max_chunksize=_ROWS_AT_ONCE):
-            lines = (
-                json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) for row in batch.to_pylist()
-            )
+        for at in range(0, rows.num_rows, _ROWS_AT_ONCE):
+            some = json_rows(rows.slice(at, _ROWS_AT_ONCE))
+            lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in some)
             self._out.write("".join(line + "\n" for line in lines).encode())
 
     def finish(self, metadata: Mapping[str, str]) -> pa.Buffer:  # noqa: ARG002 - JSON Lines has no footer
         """Return the lines."""
         return self._out.getvalue()
+
+
+def json_rows(rows: pa.Table) -> Iterator[dict[str, Any]]:
+    """Yield rows with values that JSON can hold. Bytes become base64, NaN and infinity null."""
+    for row in _with_texts(rows).to_pylist():
+        yield _plain(row)
 
 
 def _with_texts(rows: pa.Table) -> pa.Table:

@@ -52,7 +52,9 @@ class ParquetSink:
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"not a complete Parquet file: {error}") from error
         keys = footer.metadata or {}
-        return footer.num_rows, int(keys.get(b"batchinfer.rows_error", b"0"))
+        # Those that stand elsewhere are counted in the footer as well.
+        here = "_error" in footer.schema.to_arrow_schema().names
+        return footer.num_rows, int(keys.get(b"batchinfer.rows_error", b"0")) if here else 0
 
     def footer(self, file: Any) -> Mapping[str, str]:
         """Read what a part says of itself: its metadata, `rows` and `schema`."""

@@ -9,7 +9,7 @@ import typer
 import batchinfer
 from batchinfer import registry
 from batchinfer.cli.app import app
-from batchinfer.config import sections
+from batchinfer.config import error_section, sections
 from batchinfer.data import ErrorCode
 from batchinfer.errors import ExitCode
 from batchinfer.events import Event
@@ -63,7 +63,7 @@ KEYS = {
     "BatchingOptions": "size by window_rows buckets packed",
     "OutputOptions": "path format storage_options carry columns partition_by meta commit",
     "CheckpointOptions": "unit_rows every spill_bytes",
-    "ErrorsOptions": "on_error max check_finite",
+    "ErrorsOptions": "on_error to keep_input max max_per_partition check_finite",
     "ComputeOptions": "devices workers_per_device concurrency threads readers loaders host_memory "
     "affinity determinism claims heartbeat stall_timeout",
     "LimitsOptions": "deadline max_rows max_device_hours price_per_device_hour max_cost grace",
@@ -122,7 +122,7 @@ def test_the_command_line() -> None:
 
 def test_the_keys_of_a_job() -> None:
     """The keys that every format and backend shares, section by section."""
-    found = {name: " ".join(getattr(sections, name).model_fields) for name in KEYS}
+    found = {name: " ".join((vars(sections) | vars(error_section))[name].model_fields) for name in KEYS}
     assert found == KEYS
 
 
