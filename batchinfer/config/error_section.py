@@ -24,8 +24,9 @@ class ErrorsOptions(Options):
     """record: go on without the row, and record why. fail: stop at the first one."""
 
     to: Literal["column", "separate"] = "column"
-    """Where failed rows are recorded. column: in the part, with nulls and the reason in `_error`. separate: in
-    a table beside the parts, which hold the good rows alone and no `_error`; `batchinfer errors` reads both."""
+    """Where failed rows are recorded. column: in the part, with nulls and the reason in `_error`. separate:
+    in a table beside the parts, which then hold the good rows alone and no `_error`. `batchinfer errors`
+    reads both."""
 
     keep_input: bool = False
     """Record a failed row's input columns too, as JSON text of at most 64 KiB in the column `_input`: bytes

@@ -94,7 +94,7 @@ class _Part:
         return sum(rows.num_rows for rows in self.failed)
 
     def write(self, rows: pa.Table) -> None:
-        """Encode some rows, and count them; take out the failed ones, where they have a place of their own."""
+        """Encode some rows, and count them; take out the failed ones, where they go elsewhere."""
         if self.apart is not None:
             rows, failed = self.apart.split(rows, at=self.num_rows + self.num_apart)
             self.failed += failed

@@ -43,7 +43,7 @@ class Contract:
     results: pa.Schema
     output: pa.Schema
     gathered: pa.Schema
-    """All that is known of a row in the end: `output`, and why it failed, also where that stands elsewhere."""
+    """All that is known of a row in the end: `output`, and why it failed where that stands elsewhere."""
     hints: tuple[str, ...] = ()
     """What could be faster, in words for the user."""
     varying: frozenset[str] = frozenset()
@@ -112,7 +112,9 @@ def check_contract(
     assert encoded is not None
     assert specs is not None
     varying = frozenset(name for name, spec in specs.items() if None in spec.shape[1:2])
-    return Contract(read, encoded, bindings, results, output, gathered, _hints(source, read, results), varying)
+    return Contract(
+        read, encoded, bindings, results, output, gathered, _hints(source, read, results), varying
+    )
 
 
 def taken(job: Job, source: pa.Schema) -> pa.Schema:

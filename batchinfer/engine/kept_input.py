@@ -17,12 +17,14 @@ _MAX_BYTES = 64 * 1024
 
 
 def kept_inputs(carried: pa.Table, failed: Collection[int]) -> pa.Array:
-    """Return the column `_input` of a window: an object of the row's input columns where it failed, else null."""
+    """Return the column `_input` of a window: the row's input columns where it failed, else null."""
     texts: list[str | None] = [None] * carried.num_rows
     positions = sorted(failed)
     if positions:
         names = [name for name in carried.column_names if name.startswith(INPUT)]
-        rows = carried.select(names).take(positions).rename_columns([name.removeprefix(INPUT) for name in names])
+        rows = (
+            carried.select(names).take(positions).rename_columns([name.removeprefix(INPUT) for name in names])
+        )
         for position, row in zip(positions, json_rows(rows), strict=True):
             texts[position] = _bounded(row)
     return pa.array(texts, pa.string())

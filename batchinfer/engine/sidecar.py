@@ -1,7 +1,7 @@
 """Failed rows in a table of their own (`errors.to: separate`): taken out of a unit's rows, and encoded.
 
-Its columns are those of the parts but the results, `_error`, `_input` where that is kept, and `_position`: where
-the row would stand in its part, counted over good and failed rows.
+Its columns are those of the parts but the results, `_error`, `_input` where that is kept, and `_position`:
+where the row would stand in its part, counted over good and failed rows.
 """
 
 from __future__ import annotations
