@@ -77,7 +77,7 @@ class OutputLayout:
 
 
 @dataclass(slots=True)
-class _Part:
+class Part:
     """One file of a unit while it is encoded, without the columns that `become` its folder."""
 
     folder: str
@@ -131,7 +131,7 @@ class UnitWriter:
         self._apart = apart
         self._attempt = new_attempt()
         self._tables: deque[pa.Table] = deque()
-        self._part: _Part | None = None
+        self._part: Part | None = None
         self._encoding: Future[None] | None = None
         self._turn = threading.Lock()
         self._is_encoding = False
@@ -164,7 +164,7 @@ class UnitWriter:
             self._encoding.result()
         encoded = self._parts()
         sidecar = self._publish_failed([rows for part in encoded for rows in part.failed])
-        published = [self._publish(part, sidecar) for part in encoded if part.num_rows or not part.failed]
+        published = [self._publish(part, sidecar) for part in encoded if self._is_needed(part)]
         parts = tuple(part for part, _ in published)
         outcomes = {outcome for _, outcome in published}
         if self._layout.records:
@@ -184,6 +184,10 @@ class UnitWriter:
             sidecar=sidecar,
         )
 
+    def _is_needed(self, part: Part) -> bool:
+        """Tell whether a file is published: an empty one only where it commits its unit."""
+        return part.num_rows > 0 or not self._layout.records
+
     def _encode(self) -> None:
         """Encode the rows that are there, until there are none."""
         while True:
@@ -192,10 +196,10 @@ class UnitWriter:
                     self._is_encoding = False
                     return
                 rows = self._tables.popleft()
-            self._part = self._part or self._begin(self._folder_of_all(), rows)
+            self._part = self._part or self._begin(self._folder_of_all(), rows, apart=self._apart)
             self._part.write(rows)
 
-    def _parts(self) -> list[_Part]:
+    def _parts(self) -> list[Part]:
         """Encode what is not yet encoded. Every folder has its name before anything is published."""
         if not self._layout.records:
             self._encode()
@@ -203,17 +207,18 @@ class UnitWriter:
             return [self._part]
         parts = []
         for folder, rows in self._by_folder(pa.concat_tables(self._tables)):
-            part = self._begin(folder, rows)
+            part = self._begin(folder, rows, apart=self._apart)
             part.write(rows)
             parts.append(part)
         return parts
 
-    def _begin(self, folder: str, rows: pa.Table) -> _Part:
-        """Begin a file for rows like these."""
+    def _begin(self, folder: str, rows: pa.Table, *, apart: Apart | None) -> Part:
+        """Begin a file for rows like these; `apart` takes the failed ones out of them."""
         left_out = self._layout.partition_by if self._apart is None else (*self._layout.partition_by, *APART)
         kept = [field for field in rows.schema if field.name not in left_out]
         encoder = self._sink.begin(pa.schema(kept), self._described())
-        return _Part(folder, encoder, self._layout.partition_by, self._apart)
+        become = tuple(name for name in self._layout.partition_by if name in rows.column_names)
+        return Part(folder, encoder, become, apart)
 
     def _described(self) -> dict[str, str]:
         """Return what a file says of itself."""
@@ -252,7 +257,7 @@ class UnitWriter:
         crash_point("errors.after")
         return sidecar
 
-    def _publish(self, encoded: _Part, sidecar: PartFile | None) -> tuple[PartFile, Outcome]:
+    def _publish(self, encoded: Part, sidecar: PartFile | None) -> tuple[PartFile, Outcome]:
         crash_point("encode.mid")
         num_rows, num_errors = encoded.num_rows, encoded.num_errors
         named = {} if sidecar is None else {SIDECAR: sidecar.name}
@@ -286,7 +291,7 @@ class UnitWriter:
             )
         return describe_part(self._store, self._layout, name, self._sink), outcome
 
-    def _counts(self, part: _Part) -> dict[str, str]:
+    def _counts(self, part: Part) -> dict[str, str]:
         """Return how many rows came in for a part, and what became of them. Of the rows that `where` and
         `sample` left out, nobody can say which of several parts they were for."""
         num_failed = part.num_errors + part.num_apart
@@ -327,7 +332,7 @@ class UnitWriter:
     def _folder_of_all(self) -> str:
         """Return the folder of a unit whose rows all go into one file."""
         # Constant in the shard, also where the unit has no row to read the value from.
-        return _folder({key: self._unit.shard.partition[key] for key in self._layout.partition_by})
+        return folder_of({key: self._unit.shard.partition[key] for key in self._layout.partition_by})
 
     def _by_folder(self, rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
         """Split rows by the partition columns, which become folders."""
@@ -340,7 +345,7 @@ class UnitWriter:
         for code in np.unique(codes):
             mask = codes == code
             first = int(mask.argmax())
-            yield _folder({key: rows[key][first].as_py() for key in keys}), rows.filter(pa.array(mask))
+            yield folder_of({key: rows[key][first].as_py() for key in keys}), rows.filter(pa.array(mask))
 
 
 def describe_part(store: Store, layout: OutputLayout, name: str, sink: Sink) -> PartFile:
@@ -360,7 +365,8 @@ def _stamped(sidecar: PartFile | None) -> dict[str, str]:
     return {} if sidecar is None else {"sidecar": sidecar.name}
 
 
-def _folder(values: Mapping[str, Any]) -> str:
+def folder_of(values: Mapping[str, Any]) -> str:
+    """Return the hive folder of some values. Raises DataError for a value that names none."""
     parts = []
     for key, value in values.items():
         text = NULL_PARTITION if value is None else str(value)

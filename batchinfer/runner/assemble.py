@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from batchinfer import registry, tensors
 from batchinfer.config import Job, window_rows
+from batchinfer.engine.again import AgainSource, AgainWriter
 from batchinfer.engine.careful_steps import CarefulSteps
 from batchinfer.engine.ceiling import Ceiling
 from batchinfer.engine.commit import OutputLayout, UnitWriter
@@ -117,7 +118,9 @@ def _read_early(
 ) -> ReadAhead:
     """Begin to read the first units, where it is known which columns are needed."""
     source: Source = registry.load("sources", job.input.format)(job.input)
-    early = ReadAhead(units, source, schema, room)
+    sink: Sink = registry.load("sinks", job.output.format)(job.output)
+    store = open_store(job.output.path, job.output.storage_options)
+    early = ReadAhead(units, AgainSource(source, store, job.output.path, sink), schema, room)
     guessed = columns_before_model(job, schema, steps)
     if guessed is not None:
         early.begin(guessed)
@@ -186,7 +189,7 @@ class _Parts:
         """Return what begins the output of a unit."""
         sink: Sink = registry.load("sinks", self.job.output.format)(self.job.output)
         apart = Apart(tuple(self.contract.results.names)) if self.job.errors.to == "separate" else None
-        return partial(
+        make = partial(
             UnitWriter,
             layout=layout,
             sink=sink,
@@ -195,6 +198,7 @@ class _Parts:
             deterministic=self.job.output.commit == "deterministic",
             apart=apart,
         )
+        return lambda unit: make(unit) if unit.again is None else AgainWriter(unit, **make.keywords)
 
     def through_steps(self, loaders: Loaders | None) -> Callable[[Chunk], Stepped]:
         """Return what runs the steps: the calling thread, or a loader process."""

@@ -100,6 +100,14 @@ def _manifest(
     }
 
 
+def rows_kept(store: Store, layout: OutputLayout, plan: Plan) -> int:
+    """Return the planned rows of the parts that a plan keeps of its parent."""
+    if plan.parent is None:
+        return 0
+    before = read_control(store, layout.uri(manifest_name(plan.parent)), "manifest", *MANIFEST_KEYS)
+    return int(before["rows_planned"]) - (plan.num_rows if plan.retry is not None else 0)
+
+
 def files_of(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the parts and the tables of failed rows that a manifest lists, by name."""
     return {file["name"]: file for file in (*manifest["parts"], *manifest["sidecars"])}

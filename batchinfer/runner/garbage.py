@@ -62,13 +62,13 @@ def find_garbage(root: str, options: Mapping[str, Any]) -> tuple[Store, Findings
     sealed = read_seal(store, root)
     if sealed is not None:
         manifest = read_manifest(store, root, sealed)
-        kept, files = frozenset(manifest["plans"]), files_of(manifest)
-        garbage += _replaced(root, entries, frozenset(manifest["replaced"]))
+        kept, replaced = frozenset(manifest["plans"]), frozenset(manifest["replaced"])
+        garbage += _replaced(root, entries, replaced)
         names = {number: plan_name(store, root, number) for number in numbers if number <= sealed.generation}
         for number, plan8 in names.items():
             if plan8 in kept:
                 garbage += _advisory(root, entries, plan8, f"generation {number} is complete")
-                garbage += _unnamed(root, entries, plan8, files)
+                garbage += _unnamed(root, entries, plan8, files_of(manifest).keys() | replaced)
             elif any(_may_live(beat, now) for beat in beats(entries, root, plan8)):
                 spared.append(f"generation {number} is superseded, but a process of it was just alive")
             else:

@@ -71,9 +71,11 @@ def ledger_of(entries: Sequence[Entry], layout: OutputLayout) -> Ledger:
 
 
 def plan_of(name: str) -> str | None:
-    """Return the plan that a part's name names."""
-    part = _PART.fullmatch(name.rpartition("/")[2])
-    return part[3] if part else None
+    """Return the plan that the name of a part or of a table of failed rows names."""
+    if (part := _PART.fullmatch(name.rpartition("/")[2])) is not None:
+        return part[3]
+    sidecar = _SIDECAR.fullmatch(name)
+    return sidecar[1] if sidecar else None
 
 
 def unit_of(name: str) -> int:

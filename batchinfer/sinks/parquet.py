@@ -78,12 +78,20 @@ class ParquetSink:
             raise DataError(f"not a readable Parquet file: {error}") from error
         return footer.num_rows, column.combine_chunks().drop_null()
 
-    def row_numbers(self, data: bytes) -> Sequence[int] | None:
-        """Decode every page against its checksum; return column `_row`, if there is one."""
+    def reread(self, data: Any) -> pa.Table:
+        """Decode every page against its checksum."""
         try:
-            table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+            return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"not a readable Parquet file: {error}") from error
+
+    def as_reread(self, rows: pa.Table) -> pa.Table:
+        """Return the rows as they are."""
+        return rows
+
+    def row_numbers(self, data: bytes) -> Sequence[int] | None:
+        """Decode every page against its checksum; return column `_row`, if there is one."""
+        table = self.reread(data)
         return table["_row"].to_pylist() if "_row" in table.column_names else None
 
 

@@ -52,6 +52,7 @@ VERBS = {
     },
     "status": {"output", "--json"},
     "errors": {"output", "--where", "--samples", "-n", "--export", "--json"},
+    "retry": {"output", "--where", "--mended", "--param", "-p", "--set", "-s", "--log-format"},
     "verify": {"output", "--footer", "--deep"},
     "gc": {"output", "--delete", "--json"},
     "schema": set(),
