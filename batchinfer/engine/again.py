@@ -121,7 +121,7 @@ class AgainWriter(UnitWriter):
         for folder, one in sorted(old.items()):
             mine = [at for at, place in enumerate(places) if place[1] == folder]
             positions = np.array([places[at][2] for at in mine], np.int64)
-            parts.append(self._mended(folder, one, new.take(mine), positions))
+            parts.append(self._mended(folder, one, new.take(pa.array(mine, pa.int64())), positions))
         self._num_rows = sum(part.num_rows + part.num_apart for part in parts)
         return parts
 
