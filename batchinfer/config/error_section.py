@@ -37,7 +37,8 @@ class ErrorsOptions(Options):
     ends early once there are too many for the whole input, or when none of the first 1,000 succeeded."""
 
     max_per_partition: str | Annotated[int, Field(ge=0)] | None = neutral(None)
-    """The same for the rows of each hive partition of the input; where there are none, of each folder."""
+    """Failed rows of any one hive partition of the input, or of any one folder where there are no such
+    partitions, above which the run ends with exit code 3: a count, or a share of its rows."""
 
     check_finite: bool = False
     """Fail the rows whose results hold NaN or infinity."""

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from batchinfer.data import Again, Chunk, ErrorCode, RowError, Unit
 from batchinfer.engine.commit import Part, UnitWriter, folder_of
-from batchinfer.engine.sidecar import APART, POSITION, sidecar_sink
+from batchinfer.engine.sidecar import POSITION, sidecar_sink
 from batchinfer.errors import ContractError, DataError
 from batchinfer.tensors import num_bytes
 
@@ -175,10 +175,16 @@ class AgainWriter(UnitWriter):
         sink: Any = self._sink
         left_out = [name for name in self._layout.partition_by if name in rows.column_names]
         fresh: pa.Table = sink.as_reread(rows.drop_columns(left_out) if left_out else rows)
-        if old is not None and _types(old) != _types(fresh):
+        if old is None:
+            return fresh
+        # What a format makes of a type when it is written and read counts, not the type itself.
+        part = self._sink.begin(fresh.schema, {})
+        part.write(fresh.slice(0, 0))
+        now = sink.reread(part.finish({})).schema
+        if not now.equals(old.schema):
             raise ContractError(
                 "the job gives other columns now than the part in which rows are to be replaced: "
-                f"{_types(fresh)}, and there are {_types(old)}",
+                f"{_columns(now)}, and there are {_columns(old.schema)}",
                 hint="declare the types in output.columns, or compute all anew with `run --force`",
             )
         return fresh
@@ -235,10 +241,11 @@ def _with_attempts(rows: pa.Table, before: Sequence[int]) -> pa.Table:
     return rows.set_column(rows.schema.get_field_index("_error"), "_error", column)
 
 
-def _types(rows: pa.Table) -> str:
-    return ", ".join(f"{field.name} {field.type}" for field in rows.schema if field.name not in APART)
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)
 
 
 def _typed_as(rows: pa.Table, like: pa.Table) -> pa.Table:
-    """Give rows the schema of others that have the same columns: without what a file says of its fields."""
-    return pa.Table.from_arrays(rows.columns, schema=like.schema)
+    """Give rows the schema of others: what a format makes of a type is undone, and nothing else changes."""
+    columns = [rows[field.name].cast(field.type) for field in like.schema]
+    return pa.Table.from_arrays(columns, schema=like.schema)

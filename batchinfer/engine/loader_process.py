@@ -19,6 +19,7 @@ import pyarrow as pa
 from batchinfer import lifeline
 from batchinfer.arrow_views import column_of
 from batchinfer.config import Job
+from batchinfer.engine.blame import Trust
 from batchinfer.engine.steps import Stepped, Steps, load_steps
 from batchinfer.errors import to_message
 from batchinfer.loader.exchange import Exchange
@@ -49,6 +50,7 @@ def _open(told: Mapping[str, Any]) -> Steps:
     """Make the steps of a job, and let each see its schema, as the worker has checked it."""
     job = Job.from_message(told["job"])
     sys.path.insert(0, job.root)
+    Trust.presumed = told["presumed"]
     steps = load_steps(job, told["device"])
     schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(told["schema"])))
     for step in steps:

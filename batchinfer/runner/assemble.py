@@ -15,6 +15,7 @@ import pyarrow as pa
 from batchinfer import registry, tensors
 from batchinfer.config import Job, window_rows
 from batchinfer.engine.again import AgainSource, AgainWriter
+from batchinfer.engine.blame import Trust
 from batchinfer.engine.careful_steps import CarefulSteps
 from batchinfer.engine.ceiling import Ceiling
 from batchinfer.engine.commit import OutputLayout, UnitWriter
@@ -78,6 +79,7 @@ def assemble(start: Start, *, units: Units, spilled: set[int], care: Care) -> It
         take_turns()
     elif job.compute.affinity == "auto":
         stay_near(int(start.device.partition(":")[2] or 0), at_least=int(job.compute.readers) + _BUSY_THREADS)
+    Trust.presumed = "batchinfer.retry_of" in start.metadata
     # User code is found beside the job file.
     sys.path.insert(0, job.root)
     steps = load_steps(job, start.device)
@@ -217,6 +219,7 @@ class _Parts:
                 "schema": base64.b64encode(taken(job, self.schema).serialize().to_pybytes()).decode(),
                 "columns": columns,
                 "floats": floats,
+                "presumed": Trust.presumed,
             },
             # What is only carried stays here, unless a step wants to see everything.
             sent=None if None in asked else [name for name in contract.read_columns if name in sent],

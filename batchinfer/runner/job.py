@@ -316,6 +316,7 @@ class _Session:
             "batchinfer.plan": plan.plan8,
             "batchinfer.fingerprint": plan.fingerprint,
             "batchinfer.model_version": self._job.model.version or "",
+            **({"batchinfer.retry_of": plan.parent or ""} if plan.retry is not None else {}),
         }
         return Start(
             job=self._job.to_message(),

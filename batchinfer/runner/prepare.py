@@ -93,7 +93,8 @@ def prepare(job: Job, *, force: bool = False) -> Prepared:
         elif match is _Match.GROWN:
             arrivals = len(found) - len(stored.inputs)
         elif match is _Match.OTHER:
-            if _begun(there, root, stored):
+            # A retry stands for a complete output, also where nothing of it is committed.
+            if stored.retry is not None or _begun(there, root, stored):
                 raise _belongs_to_another(job, stored, mine, found)
             # Nothing of it was ever committed, and nobody is at it: begin anew.
             parent = _last_finished(store, there, root, numbers) if job.input.incremental else None

@@ -54,6 +54,9 @@ def test_once_the_cause_is_mended(tmp_path: Path, batchinfer: Run, shape: str, t
     first; units in which no row failed keep their parts."""
     write_shards(tmp_path / "in", SHARDS)
     more: dict[str, Any] = {
+        "model": {
+            "signature": {"inputs": {"x": "float32[?]"}, "outputs": {"y": "float32[?]", "v": "float32[?, 3]"}}
+        },
         "output": {"meta": ["_row"], **SHAPES[shape]},
         "errors": {"to": to},
         "input": {"where": "id != 47"},
@@ -77,7 +80,7 @@ def test_once_the_cause_is_mended(tmp_path: Path, batchinfer: Run, shape: str, t
     found = rows_of(out)
     assert sorted(found) == [row for row in range(307) if row != 47]
     for number, row in found.items():
-        assert (row["y"], row["_row"]) == (float(number), number % 250)
+        assert (row["y"], row["v"], row["_row"]) == (float(number), [float(number)] * 3, number % 250)
         assert row.get("_error") is None
         assert row == good.get(number, row) or number in BAD
     untouched = [name for name in before if "00001-of-00004" in name]
