@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 from batchinfer import registry
-from batchinfer.config import sections
+from batchinfer.config import error_section, sections
 from batchinfer.config.descriptions import describe_fields
 from batchinfer.config.limits import LimitsOptions
 
@@ -22,7 +22,7 @@ SECTIONS = {
     "batching": sections.BatchingOptions,
     "output": sections.OutputOptions,
     "checkpoint": sections.CheckpointOptions,
-    "errors": sections.ErrorsOptions,
+    "errors": error_section.ErrorsOptions,
     "compute": sections.ComputeOptions,
     "limits": LimitsOptions,
     "observe": sections.ObserveOptions,

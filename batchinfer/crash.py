@@ -31,6 +31,8 @@ CRASH_POINTS = (
     "infer.mid",
     "encode.mid",
     "encode.done",
+    "errors.before",
+    "errors.after",
     "side.before",
     "side.after",
     "spill.before",

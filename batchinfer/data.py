@@ -114,6 +114,16 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """What a unit of a retry takes the place of: the files of an earlier unit, and which of its failed rows
+    are done again (those with these values in their `_error`; all, where `where` is empty)."""
+
+    parts: tuple[str, ...]
+    sidecar: str
+    where: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
     """Rows [start, stop) of one shard: planned, assigned, published and restarted as one."""
 
@@ -121,6 +131,7 @@ class Unit:
     shard: Shard
     start: int
     stop: int
+    again: Again | None = None
 
     @property
     def num_rows(self) -> int:
@@ -365,3 +376,5 @@ class Receipt:
     """At most ten of the failed rows, as samples for the summary."""
     error_codes: Mapping[str, int] = field(default_factory=dict)
     """How many rows failed, by code."""
+    sidecar: PartFile | None = None
+    """The file with the failed rows, where they have one of their own."""

@@ -165,6 +165,11 @@ class Sink(Protocol):
     """An output format. What it encodes is a pure function of the rows: no time, host or run in it.
 
     Naming, partitioning and the commit are the engine's: a format never touches a store.
+
+    A sink may have two things more, and only then can failed rows of its parts be done again.
+    `reread(data)` returns the rows of a part in a form in which `PartEncoder.write` writes them again, every
+    value as it was, with the column `_error` where the part has it; `as_reread(rows)` returns other rows in
+    that form.
     """
 
     suffix: str

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from batchinfer.config.error_section import ErrorsOptions
 from batchinfer.config.limits import LimitsOptions
 from batchinfer.config.problems import KeyPath, Place, Problems
 from batchinfer.config.sections import (
     BatchingOptions,
     CheckpointOptions,
     ComputeOptions,
-    ErrorsOptions,
     InputOptions,
     ModelOptions,
     ObserveOptions,

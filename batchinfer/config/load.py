@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.config.crosschecks import check_together
+from batchinfer.config.error_section import ErrorsOptions
 from batchinfer.config.guesses import guess_backend, guess_format
 from batchinfer.config.job import Job
 from batchinfer.config.limits import LimitsOptions
@@ -20,7 +21,6 @@ from batchinfer.config.sections import (
     BatchingOptions,
     CheckpointOptions,
     ComputeOptions,
-    ErrorsOptions,
     JobHead,
     ObserveOptions,
 )

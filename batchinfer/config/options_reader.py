@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from batchinfer import registry
-from batchinfer.config import sections
+from batchinfer.config import error_section, sections
 from batchinfer.config.environment import Environment
 from batchinfer.config.fields import fields_by_key
 from batchinfer.config.limits import LimitsOptions
@@ -24,7 +24,7 @@ _HOMES: dict[str, type[Options]] = {
     "batching": sections.BatchingOptions,
     "checkpoint": sections.CheckpointOptions,
     "compute": sections.ComputeOptions,
-    "errors": sections.ErrorsOptions,
+    "errors": error_section.ErrorsOptions,
     "input": sections.InputOptions,
     "model": sections.ModelOptions,
     "limits": LimitsOptions,

@@ -7,12 +7,12 @@ from typing import Any, TypeAlias
 
 from batchinfer import registry
 from batchinfer.config.descriptions import describe_fields
+from batchinfer.config.error_section import ErrorsOptions
 from batchinfer.config.limits import LimitsOptions
 from batchinfer.config.sections import (
     BatchingOptions,
     CheckpointOptions,
     ComputeOptions,
-    ErrorsOptions,
     InputOptions,
     JobHead,
     ModelOptions,

@@ -9,7 +9,8 @@ import re
 from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
-from batchinfer.config.nested import CanaryOptions, RetryOptions
+from batchinfer.config.error_section import share
+from batchinfer.config.nested import CanaryOptions
 from batchinfer.options import (
     Bytes,
     ByteText,
@@ -30,18 +31,10 @@ StorageOptions = Annotated[dict[str, Any], Secret()]
 SecretText = Annotated[str, Secret()]
 
 _JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_SHARE = re.compile(r"(100(\.0*)?|[0-9]{1,2}(\.[0-9]+)?)%")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DEVICE = re.compile(r"cpu|(cuda|simulated):[0-9]+")
 _MAX_BUCKETS = 32
 _URL = re.compile(r"https?://[^\s/]+(/\S*)?")
-
-
-def _share(value: object) -> object:
-    """Refuse text that is no share of rows."""
-    if isinstance(value, float) or (isinstance(value, str) and not _SHARE.fullmatch(value)):
-        raise ValueError(f"must be a share from 0% to 100% such as '0.1%', got {value!r}")
-    return value
 
 
 def _once(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -105,7 +98,7 @@ class InputOptions(Options):
     incremental: bool = neutral(default=False)
     """Once the output is complete, run only the files that came since, and keep the parts there are."""
 
-    _sample_share = field_validator("sample", mode="before")(_share)
+    _sample_share = field_validator("sample", mode="before")(share)
     _columns_once = field_validator("columns")(_once)
 
     @model_validator(mode="after")
@@ -246,27 +239,6 @@ class CheckpointOptions(Options):
 
     spill_bytes: Count = neutral(256 * 1024 * 1024)
     """Bytes that are put aside for one unit, at most."""
-
-
-class ErrorsOptions(Options):
-    """What to do about rows that fail."""
-
-    on_error: Literal["record", "fail"] = "record"
-    """record: write the row with nulls and its reason in `_error`. fail: stop at the first one."""
-
-    max: str | Annotated[int, Field(ge=0)] = neutral("0.1%")
-    """Failed rows above which the run ends with exit code 3: a count, or a share of all rows (`0.1%`). It
-    ends early once there are too many for the whole input, or when none of the first 1,000 succeeded."""
-
-    retry: RetryOptions = neutral(RetryOptions)
-    """Calls of steps and of the model that failed for a reason that may pass are made again, after waits that
-    double from half a second to 30 s, with jitter. Passing reasons are told by an error's type, and by its
-    errno, HTTP or gRPC status, never by its text."""
-
-    check_finite: bool = False
-    """Fail the rows whose results hold NaN or infinity."""
-
-    _max_share = field_validator("max", mode="before")(_share)
 
 
 class ComputeOptions(Options):

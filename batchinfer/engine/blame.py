@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from batchinfer.errors import BatchinferError, DataError, OutOfMemory, to_message
 
@@ -40,8 +40,11 @@ class Isolated(Generic[T]):
 class Trust:
     """Whether rows are at fault, or the job: none of many rows that were tried alone ever went well."""
 
+    presumed: ClassVar[bool] = False
+    """Whether the job is known to be sound: rows of it went well before, and here are those that did not."""
+
     def __init__(self) -> None:
-        self.is_sound = False
+        self.is_sound = self.presumed
         self._num_bad = 0
 
     def blame(self, error: BatchinferError) -> BatchinferError:

@@ -9,7 +9,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -19,6 +19,7 @@ import pyarrow as pa
 from batchinfer.crash import crash_point
 from batchinfer.data import PartFile, Receipt, RowError, Unit
 from batchinfer.engine.publish import Outcome, new_attempt, publish, sha256
+from batchinfer.engine.sidecar import APART, SIDECAR, Apart, encode_failed
 from batchinfer.errors import BatchinferError, DataError
 from batchinfer.tensors import num_bytes
 
@@ -56,6 +57,10 @@ class OutputLayout:
         """Return the name of a unit's record, relative to the root."""
         return f"_batchinfer/{self.plan8}/units/{unit:05d}.json"
 
+    def sidecar_name(self, unit: int, digest: str) -> str:
+        """Return the name of a table with a unit's failed rows, relative to the root."""
+        return f"_batchinfer/{self.plan8}/errors/{unit:05d}-{digest[:16]}.parquet"
+
     def spill_folder(self, unit: int) -> str:
         """Return where the finished batches of an unfinished unit are put aside."""
         return f"_batchinfer/{self.plan8}/spill/{unit:05d}"
@@ -72,17 +77,27 @@ class OutputLayout:
 
 
 @dataclass(slots=True)
-class _Part:
+class Part:
     """One file of a unit while it is encoded, without the columns that `become` its folder."""
 
     folder: str
     encoder: PartEncoder
     become: tuple[str, ...]
+    apart: Apart | None
     num_rows: int = 0
     num_errors: int = 0
+    failed: list[pa.Table] = field(default_factory=list)
+
+    @property
+    def num_apart(self) -> int:
+        """Failed rows that do not stand in the file."""
+        return sum(rows.num_rows for rows in self.failed)
 
     def write(self, rows: pa.Table) -> None:
-        """Encode some rows, and count them."""
+        """Encode some rows, and count them; take out the failed ones, where they go elsewhere."""
+        if self.apart is not None:
+            rows, failed = self.apart.split(rows, at=self.num_rows + self.num_apart)
+            self.failed += failed
         self.num_rows += rows.num_rows
         if "_error" in rows.column_names:
             self.num_errors += rows.num_rows - rows["_error"].null_count
@@ -93,6 +108,7 @@ class UnitWriter:
     """Encodes one unit's rows as they come; `commit` publishes them. Nothing is visible before.
 
     `deterministic`: the job declares that a unit's bytes never differ, because the store may overwrite.
+    `apart` takes the failed rows out of the parts; their table is published before any part names it.
     """
 
     def __init__(
@@ -104,6 +120,7 @@ class UnitWriter:
         store: Store,
         metadata: Mapping[str, str],
         deterministic: bool = False,
+        apart: Apart | None = None,
     ) -> None:
         self._unit = unit
         self._layout = layout
@@ -111,9 +128,10 @@ class UnitWriter:
         self._store = store
         self._metadata = dict(metadata)
         self._deterministic = deterministic
+        self._apart = apart
         self._attempt = new_attempt()
         self._tables: deque[pa.Table] = deque()
-        self._part: _Part | None = None
+        self._part: Part | None = None
         self._encoding: Future[None] | None = None
         self._turn = threading.Lock()
         self._is_encoding = False
@@ -149,11 +167,13 @@ class UnitWriter:
         if self._encoding is not None:
             # It was begun before this was: whoever waits here does not wait for a place in the pool.
             self._encoding.result()
-        published = [self._publish(part) for part in self._parts()]
+        encoded = self._parts()
+        sidecar = self._publish_failed([rows for part in encoded for rows in part.failed])
+        published = [self._publish(part, sidecar) for part in encoded if self._is_needed(part)]
         parts = tuple(part for part, _ in published)
         outcomes = {outcome for _, outcome in published}
         if self._layout.records:
-            outcomes.add(self._record(parts))
+            outcomes.add(self._record(parts, sidecar))
         crash_point("commit.after")
         return Receipt(
             unit=self._unit.index,
@@ -166,7 +186,12 @@ class UnitWriter:
             diverged=Outcome.OTHER in outcomes,
             errors=tuple(self._failed[:_MAX_SAMPLES]),
             error_codes=dict(Counter(str(error.code) for error in self._failed)),
+            sidecar=sidecar,
         )
+
+    def _is_needed(self, part: Part) -> bool:
+        """Tell whether a file is published: an empty one only where it commits its unit."""
+        return part.num_rows > 0 or not self._layout.records
 
     def _encode(self) -> None:
         """Encode the rows that are there, until there are none."""
@@ -176,12 +201,12 @@ class UnitWriter:
                     self._is_encoding = False
                     return
                 rows = self._tables.popleft()
-            self._part = self._part or self._begin(self._folder_of_all(), rows)
+            self._part = self._part or self._begin(self._folder_of_all(), rows, apart=self._apart)
             self._part.write(rows)
             with self._turn:
                 self._num_queued -= num_bytes(rows)
 
-    def _parts(self) -> list[_Part]:
+    def _parts(self) -> list[Part]:
         """Encode what is not yet encoded. Every folder has its name before anything is published."""
         if not self._layout.records:
             self._encode()
@@ -189,14 +214,22 @@ class UnitWriter:
             return [self._part]
         parts = []
         for folder, rows in self._by_folder(pa.concat_tables(self._tables)):
-            part = self._begin(folder, rows)
+            part = self._begin(folder, rows, apart=self._apart)
             part.write(rows)
             parts.append(part)
         return parts
 
-    def _begin(self, folder: str, rows: pa.Table) -> _Part:
-        """Begin a file for rows like these."""
-        described = {
+    def _begin(self, folder: str, rows: pa.Table, *, apart: Apart | None) -> Part:
+        """Begin a file for rows like these; `apart` takes the failed ones out of them."""
+        left_out = self._layout.partition_by if self._apart is None else (*self._layout.partition_by, *APART)
+        kept = [field for field in rows.schema if field.name not in left_out]
+        encoder = self._sink.begin(pa.schema(kept), self._described())
+        become = tuple(name for name in self._layout.partition_by if name in rows.column_names)
+        return Part(folder, encoder, become, apart)
+
+    def _described(self) -> dict[str, str]:
+        """Return what a file says of itself."""
+        return {
             **self._metadata,
             "batchinfer.format": str(FORMAT_VERSION),
             "batchinfer.unit": str(self._unit.index),
@@ -204,15 +237,38 @@ class UnitWriter:
             "batchinfer.source_version": self._unit.shard.version,
             "batchinfer.source_rows": f"{self._unit.start}..{self._unit.stop}",
         }
-        kept = [field for field in rows.schema if field.name not in self._layout.partition_by]
-        return _Part(folder, self._sink.begin(pa.schema(kept), described), self._layout.partition_by)
 
-    def _publish(self, encoded: _Part) -> tuple[PartFile, Outcome]:
+    def _publish_failed(self, failed: Sequence[pa.Table]) -> PartFile | None:
+        """Publish the failed rows that stand in no part. Named by its content, their table is the same for
+        everyone who writes it, and one that nobody's part names is in nobody's way."""
+        if not failed:
+            return None
+        table = pa.concat_tables(failed)
+        data = encode_failed(table, self._described())
+        digest = sha256(data)
+        sidecar = PartFile(
+            name=self._layout.sidecar_name(self._unit.index, digest),
+            num_rows=table.num_rows,
+            num_errors=table.num_rows,
+            num_bytes=len(data),
+            sha256=digest,
+        )
+        crash_point("errors.before")
+        uri = self._layout.uri(sidecar.name)
+        if publish(self._store, uri, data, stamp=sidecar.stamp) is Outcome.OTHER:
+            raise DataError(
+                "this table of failed rows was changed by somebody else",
+                where=uri,
+                hint="delete the file and run the same command again",
+            )
+        crash_point("errors.after")
+        return sidecar
+
+    def _publish(self, encoded: Part, sidecar: PartFile | None) -> tuple[PartFile, Outcome]:
         crash_point("encode.mid")
         num_rows, num_errors = encoded.num_rows, encoded.num_errors
-        data = encoded.encoder.finish(
-            {"batchinfer.rows": str(num_rows), "batchinfer.rows_error": str(num_errors)}
-        )
+        named = {} if sidecar is None else {SIDECAR: sidecar.name}
+        data = encoded.encoder.finish({**self._counts(encoded), **named})
         # A fault of the encoder must show before anybody can see the part.
         if self._sink.count(data) != (num_rows, num_errors):
             raise BatchinferError(f"the encoded part does not hold the {num_rows} rows put into it")
@@ -229,7 +285,7 @@ class UnitWriter:
             self._store,
             self._layout.uri(name),
             data,
-            stamp={"attempt": self._attempt, **part.stamp},
+            stamp={"attempt": self._attempt, **part.stamp, **_stamped(sidecar)},
             look_first=self._deterministic,
         )
         if outcome is not Outcome.OTHER:
@@ -242,13 +298,32 @@ class UnitWriter:
             )
         return describe_part(self._store, self._layout, name, self._sink), outcome
 
-    def _record(self, parts: Sequence[PartFile]) -> Outcome:
+    def _counts(self, part: Part) -> dict[str, str]:
+        """Return how many rows came in for a part, and what became of them. Of the rows that `where` and
+        `sample` left out, nobody can say which of several parts they were for."""
+        num_failed = part.num_errors + part.num_apart
+        num_ok = part.num_rows - part.num_errors
+        num_filtered = 0 if self._layout.records else self._unit.num_rows - self._num_rows
+        return {
+            "batchinfer.rows": str(part.num_rows),
+            "batchinfer.rows_in": str(num_ok + num_failed + num_filtered),
+            "batchinfer.rows_ok": str(num_ok),
+            "batchinfer.rows_error": str(num_failed),
+            "batchinfer.rows_filtered": str(num_filtered),
+        }
+
+    def _record(self, parts: Sequence[PartFile], sidecar: PartFile | None) -> Outcome:
         """Commit a unit of several parts: they are all there by now."""
         crash_point("side.before")
         record = {
             "format": FORMAT_VERSION,
             "unit": self._unit.index,
             "parts": [asdict(part) for part in parts],
+            "sidecar": None if sidecar is None else asdict(sidecar),
+            "rows_in": self._unit.num_rows,
+            "rows_ok": self._num_rows - len(self._failed),
+            "rows_error": len(self._failed),
+            "rows_filtered": self._unit.num_rows - self._num_rows,
         }
         data = json.dumps(record, sort_keys=True).encode()
         stamp = {"attempt": self._attempt}
@@ -264,7 +339,7 @@ class UnitWriter:
     def _folder_of_all(self) -> str:
         """Return the folder of a unit whose rows all go into one file."""
         # Constant in the shard, also where the unit has no row to read the value from.
-        return _folder({key: self._unit.shard.partition[key] for key in self._layout.partition_by})
+        return folder_of({key: self._unit.shard.partition[key] for key in self._layout.partition_by})
 
     def _by_folder(self, rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
         """Split rows by the partition columns, which become folders."""
@@ -277,7 +352,7 @@ class UnitWriter:
         for code in np.unique(codes):
             mask = codes == code
             first = int(mask.argmax())
-            yield _folder({key: rows[key][first].as_py() for key in keys}), rows.filter(pa.array(mask))
+            yield folder_of({key: rows[key][first].as_py() for key in keys}), rows.filter(pa.array(mask))
 
 
 def describe_part(store: Store, layout: OutputLayout, name: str, sink: Sink) -> PartFile:
@@ -292,7 +367,13 @@ def describe_part(store: Store, layout: OutputLayout, name: str, sink: Sink) -> 
     )
 
 
-def _folder(values: Mapping[str, Any]) -> str:
+def _stamped(sidecar: PartFile | None) -> dict[str, str]:
+    """Return what a part's stamp says of its failed rows."""
+    return {} if sidecar is None else {"sidecar": sidecar.name}
+
+
+def folder_of(values: Mapping[str, Any]) -> str:
+    """Return the hive folder of some values. Raises DataError for a value that names none."""
     parts = []
     for key, value in values.items():
         text = NULL_PARTITION if value is None else str(value)

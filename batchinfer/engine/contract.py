@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from batchinfer import tensors
 from batchinfer.data import TensorSpec
+from batchinfer.engine.sidecar import APART, POSITION
 from batchinfer.errors import ContractError, DataError
 from batchinfer.loader.batches import Binding
 from batchinfer.loader.costs import cost_of
@@ -41,6 +42,8 @@ class Contract:
     bindings: tuple[Binding, ...]
     results: pa.Schema
     output: pa.Schema
+    gathered: pa.Schema
+    """All that is known of a row in the end: `output`, and why it failed where that stands elsewhere."""
     hints: tuple[str, ...] = ()
     """What could be faster, in words for the user."""
     varying: frozenset[str] = frozenset()
@@ -102,12 +105,16 @@ def check_contract(
     results = _results(job, specs, problems) if specs is not None else None
     if problems:
         raise ContractError("\n".join(problems))
-    output = _output_schema(job, source, results)
+    gathered = _output_schema(job, source, results)
+    apart = APART if job.errors.to == "separate" else ()
+    output = pa.schema([field for field in gathered if field.name not in apart])
     read = tuple(name for name in source.names if name in needed)
     assert encoded is not None
     assert specs is not None
     varying = frozenset(name for name, spec in specs.items() if None in spec.shape[1:2])
-    return Contract(read, encoded, bindings, results, output, _hints(source, read, results), varying)
+    return Contract(
+        read, encoded, bindings, results, output, gathered, _hints(source, read, results), varying
+    )
 
 
 def taken(job: Job, source: pa.Schema) -> pa.Schema:
@@ -286,7 +293,9 @@ def _output_schema(job: Job, source: pa.Schema, results: pa.Schema | None) -> pa
     fields += list(results)
     if job.errors.on_error == "record":
         fields.append(pa.field("_error", ERROR_TYPE))
-    names = [field.name for field in fields]
+    if job.errors.keep_input:
+        fields.append(pa.field("_input", pa.string()))
+    names = [field.name for field in fields] + [POSITION] * (job.errors.to == "separate")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ContractError(

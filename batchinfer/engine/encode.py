@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from batchinfer.arrow_views import column_of, repeated
 from batchinfer.data import Chunk, EncodedChunk, RowError, UnitEnd
+from batchinfer.engine.kept_input import INPUT
 from batchinfer.errors import BudgetExceeded, unit_context
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Encoder:
         self._meta = job.output.meta
         self._constants = {"_model_version": job.model.version, "_run": run}
         self._fail_fast = job.errors.on_error == "fail"
+        self._keep_input = job.errors.keep_input
 
     def __call__(self, item: Chunk | UnitEnd) -> EncodedChunk | UnitEnd:
         """Encode one chunk; the end of a unit passes through."""
@@ -55,6 +57,8 @@ class Encoder:
         columns = {name: chunk.rows[name] for name in self._carry}
         for name in self._meta:
             columns[name] = self._provenance(chunk, name)
+        if self._keep_input:
+            columns |= {INPUT + name: chunk.rows[name] for name in chunk.rows.schema.names}
         # The row numbers travel along even if nobody carries a column: a batch needs a length.
         columns["#row"] = column_of(chunk.numbers)
         assert all(len(column) == num_rows for column in columns.values())

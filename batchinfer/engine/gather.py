@@ -16,12 +16,13 @@ from batchinfer.engine.blame import REFUSALS, Trust, isolate
 from batchinfer.engine.care import entry_of, key_of
 from batchinfer.engine.encode import row_failed
 from batchinfer.engine.isolate import rows_of
+from batchinfer.engine.kept_input import kept_inputs
 from batchinfer.engine.retry import passing_code
 from batchinfer.errors import DataError, OutOfMemory, UserCodeError, unit_context
 from batchinfer.row_errors import ERROR_TYPE
 
 if TYPE_CHECKING:
-    from batchinfer.config.sections import ErrorsOptions
+    from batchinfer.config.error_section import ErrorsOptions
     from batchinfer.data import Column, Tensors
     from batchinfer.engine.care import Care
     from batchinfer.engine.contract import Contract
@@ -133,17 +134,20 @@ class Gatherer:
 
     def rows(self, window: Window, batches: Sequence[TypedBatch]) -> pa.Table:
         """Return every row of the window in source order: carried columns, results, `_error`."""
-        schema = self._contract.output
+        schema = self._contract.gathered
         if window.carried is None:
             return pa.Table.from_arrays([tensors.nulls(field.type, 0) for field in schema], schema=schema)
         results = self._results(window, batches)
         num_rows = window.carried.num_rows
         columns = []
+        failed = _all_failed(window, batches)
         for field in schema:
             if field.name in results:
                 columns.append(results[field.name])
             elif field.name == "_error":
-                columns.append(_errors(_all_failed(window, batches), num_rows))
+                columns.append(_errors(failed, num_rows))
+            elif field.name == "_input":
+                columns.append(kept_inputs(window.carried, failed))
             else:
                 column = window.carried[field.name]
                 columns.append(column if column.type == field.type else column.cast(field.type))

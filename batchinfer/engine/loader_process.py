@@ -19,6 +19,7 @@ import pyarrow as pa
 from batchinfer import lifeline
 from batchinfer.arrow_views import column_of
 from batchinfer.config import Job
+from batchinfer.engine.blame import Trust
 from batchinfer.engine.retry import Retry
 from batchinfer.engine.steps import Stepped, Steps, load_steps
 from batchinfer.errors import to_message
@@ -54,6 +55,7 @@ def _open(told: Mapping[str, Any], on_retry: Callable[[Reason], None]) -> Steps:
     at once of what is tried again."""
     job = Job.from_message(told["job"])
     sys.path.insert(0, job.root)
+    Trust.presumed = told["presumed"]
     steps = load_steps(job, told["device"])
     schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(told["schema"])))
     for step in steps:

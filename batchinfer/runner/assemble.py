@@ -15,6 +15,8 @@ import pyarrow as pa
 
 from batchinfer import registry, tensors
 from batchinfer.config import Job, window_rows
+from batchinfer.engine.again import AgainSource, AgainWriter
+from batchinfer.engine.blame import Trust
 from batchinfer.engine.canary import check_canary
 from batchinfer.engine.careful_steps import CarefulSteps
 from batchinfer.engine.ceiling import Ceiling
@@ -27,6 +29,7 @@ from batchinfer.engine.loaders import Loaders
 from batchinfer.engine.replay import Sample
 from batchinfer.engine.retry import Retry
 from batchinfer.engine.room import Room
+from batchinfer.engine.sidecar import Apart
 from batchinfer.engine.spill import Spills
 from batchinfer.engine.steps import Stepped, Steps, load_steps
 from batchinfer.engine.timeline import Timeline
@@ -89,6 +92,7 @@ def assemble(
         take_turns()
     elif job.compute.affinity == "auto":
         stay_near(int(start.device.partition(":")[2] or 0), at_least=int(job.compute.readers) + _BUSY_THREADS)
+    Trust.presumed = "batchinfer.retry_of" in start.metadata
     # User code is found beside the job file.
     sys.path.insert(0, job.root)
     steps = load_steps(job, start.device)
@@ -133,7 +137,9 @@ def _read_early(
 ) -> ReadAhead:
     """Begin to read the first units, where it is known which columns are needed."""
     source: Source = registry.load("sources", job.input.format)(job.input)
-    early = ReadAhead(units, source, schema, room)
+    sink: Sink = registry.load("sinks", job.output.format)(job.output)
+    store = open_store(job.output.path, job.output.storage_options)
+    early = ReadAhead(units, AgainSource(source, store, job.output.path, sink), schema, room)
     guessed = columns_before_model(job, schema, steps)
     if guessed is not None:
         early.begin(guessed)
@@ -205,14 +211,17 @@ class _Parts:
     def _open_unit(self, store: Store, layout: OutputLayout) -> Callable[[Unit], UnitWriter]:
         """Return what begins the output of a unit."""
         sink: Sink = registry.load("sinks", self.job.output.format)(self.job.output)
-        return partial(
+        apart = Apart(tuple(self.contract.results.names)) if self.job.errors.to == "separate" else None
+        make = partial(
             UnitWriter,
             layout=layout,
             sink=sink,
             store=store,
             metadata=self.start.metadata,
             deterministic=self.job.output.commit == "deterministic",
+            apart=apart,
         )
+        return lambda unit: make(unit) if unit.again is None else AgainWriter(unit, **make.keywords)
 
     def through_steps(self, loaders: Loaders | None) -> Callable[[Chunk], Stepped]:
         """Return what runs the steps: the calling thread, or a loader process."""
@@ -231,6 +240,7 @@ class _Parts:
                 "schema": base64.b64encode(taken(job, self.schema).serialize().to_pybytes()).decode(),
                 "columns": columns,
                 "floats": floats,
+                "presumed": Trust.presumed,
             },
             # What is only carried stays here, unless a step wants to see everything.
             sent=None if None in asked else [name for name in contract.read_columns if name in sent],

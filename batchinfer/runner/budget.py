@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from batchinfer.errors import BudgetExceeded
+from batchinfer.runner.partitions import partition_of, rows_planned, rows_written
 
 if TYPE_CHECKING:
     from batchinfer.config import Job
     from batchinfer.data import Receipt, RowError
+    from batchinfer.runner.plan import Plan
 
 _MIN_ROWS_TO_JUDGE = 1_000
 """Where so many rows were done and none succeeded, the rest is not worth its time."""
@@ -17,18 +20,22 @@ _MAX_SAMPLES = 10
 
 
 class Budget:
-    """`errors.max`, judged as the run goes and at its end.
+    """`errors.max` and `errors.max_per_partition`, judged as the run goes and at its end.
 
-    A share is one of all rows of the input: which units are done first is chance, and must not decide how
-    the run ends. So it goes on until more rows failed than the whole input may have, or until none of the
-    first rows succeeded.
+    A share is one of all rows of the input, or of the partition: which units are done first is chance, and
+    must not decide how the run ends. So it goes on until more rows failed than the whole may have, or until
+    none of the first rows succeeded. A retry, which begins with failed rows, is judged at its end alone.
     """
 
-    def __init__(self, job: Job, *, rows_planned: int) -> None:
+    def __init__(self, job: Job, plan: Plan) -> None:
         self._max = job.errors.max
-        self._rows_planned = rows_planned
+        self._max_each = job.errors.max_per_partition
+        self._plan = plan
+        self._planned = {} if self._max_each is None else rows_planned(plan)
         self._rows = self._failed = 0
+        self._failed_in: dict[str, int] = {}
         self._first = ""
+        self._first_in: dict[str, str] = {}
         self.samples: tuple[RowError, ...] = ()
         """The first few failed rows of this run."""
 
@@ -37,26 +44,58 @@ class Budget:
         self._rows += receipt.rows_read
         self._failed += receipt.rows_error
         self.samples = (*self.samples, *receipt.errors)[:_MAX_SAMPLES]
-        if receipt.errors and not self._first:
+        partition = partition_of(self._plan.unit(receipt.unit).shard)
+        self._failed_in[partition] = self._failed_in.get(partition, 0) + receipt.rows_error
+        if receipt.errors:
             first = receipt.errors[0]
-            self._first = f"{first.source} row {first.row}, {first.stage}: {first.message}"
+            told = f"{first.source} row {first.row}, {first.stage}: {first.message}"
+            self._first = self._first or told
+            self._first_in.setdefault(partition, told)
+        if self._plan.retry is not None:
+            return
         if self._failed == self._rows >= _MIN_ROWS_TO_JUDGE:
-            self.judge(rows=self._rows, failed=self._failed)
-        self._judge(self._failed, of=self._rows, allowed=self._allowed(self._rows_planned))
+            self._judge(self._failed, of=self._rows, allowed=_allowed(self._max, self._rows))
+        self._judge(self._failed, of=self._rows, allowed=_allowed(self._max, self._plan.num_rows))
+        if self._max_each is not None:
+            self._judge_partition(partition, self._failed_in[partition], of=self._planned[partition])
 
-    def judge(self, *, rows: int, failed: int) -> None:
-        """Raise BudgetExceeded if so many failed rows of so many are too many."""
-        self._judge(failed, of=rows, allowed=self._allowed(rows))
-
-    def _allowed(self, rows: int) -> float:
-        """Return how many of so many rows may fail."""
-        return self._max if isinstance(self._max, int) else float(self._max.rstrip("%")) / 100 * rows
+    def judge(self, manifest: Mapping[str, Any], plans: Callable[[], Mapping[str, Plan]]) -> None:
+        """Judge the whole output. `plans` reads those of its parts, where they are asked for."""
+        rows, failed = manifest["rows"], manifest["rows_error"]
+        self._judge(failed, of=rows, allowed=_allowed(self._max, rows))
+        if self._max_each is None:
+            return
+        for partition, (rows_there, failed_there) in sorted(rows_written(manifest, plans()).items()):
+            self._judge_partition(partition, failed_there, of=rows_there)
 
     def _judge(self, failed: int, *, of: int, allowed: float) -> None:
         if failed > allowed:
-            raise BudgetExceeded(
+            raise _exceeded(
                 f"{failed} of {of} rows failed, more than errors.max ({self._max}) allows",
                 where=self._first,
-                hint="everything committed is kept; `batchinfer errors` shows the rows, "
-                "BATCHINFER_DEBUG=1 the first traceback; or raise errors.max",
+                key="errors.max",
             )
+
+    def _judge_partition(self, partition: str, failed: int, *, of: int) -> None:
+        assert self._max_each is not None
+        if failed > _allowed(self._max_each, of):
+            raise _exceeded(
+                f"partition {partition}: {failed} of {of} rows failed, more than errors.max_per_partition "
+                f"({self._max_each}) allows",
+                where=self._first_in.get(partition, ""),
+                key="errors.max_per_partition",
+            )
+
+
+def _allowed(most: str | int, rows: int) -> float:
+    """Return how many of so many rows may fail."""
+    return most if isinstance(most, int) else float(most.rstrip("%")) / 100 * rows
+
+
+def _exceeded(message: str, *, where: str, key: str) -> BudgetExceeded:
+    return BudgetExceeded(
+        message,
+        where=where,
+        hint="everything committed is kept; `batchinfer errors` shows the rows, "
+        f"BATCHINFER_DEBUG=1 the first traceback; or raise {key}",
+    )

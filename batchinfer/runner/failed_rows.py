@@ -1,4 +1,4 @@
-"""The failed rows of an output, read from its parts: also while a run is under way."""
+"""The failed rows of an output, read from its files: also while a run is under way."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from batchinfer.engine.sidecar import sidecar_sink
 from batchinfer.errors import DataError, UsageError
+from batchinfer.runner.contents import files_there
 from batchinfer.runner.inspection import latest_plan, sink_of
-from batchinfer.runner.ledger import ledger_of
 from batchinfer.storage import open_store
 
 if TYPE_CHECKING:
@@ -76,18 +77,26 @@ def read_failed_rows(
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    check_keys(where or {})
     store = open_store(root, options)
     entries = store.entries(root)
     plan = latest_plan(store, root, entries)
-    names = sorted(ledger_of(entries, plan.layout(root)).parts)
+    files = files_there(store, root, entries, plan)
+    sink = sink_of(plan)
     with ThreadPoolExecutor(store.parallel) as pool:
-        found = list(pool.map(lambda name: _of_part(store, root, name, sink_of(plan)), names))
+        found = list(pool.map(lambda name: _of_part(store, root, name, sink), files.parts))
+        found += pool.map(lambda name: _of_part(store, root, name, sidecar_sink()), files.sidecars)
     table = pa.concat_tables([rows for _, rows in found]) if found else _nothing()
     for key, value in (where or {}).items():
-        if key not in KEYS:
-            raise UsageError(f"--where {key}: failed rows have {', '.join(KEYS)}, but no {key!r}")
         table = table.filter(pc.equal(table[key], value))
     return FailedRows(output=root, rows_total=sum(rows for rows, _ in found), table=table)
+
+
+def check_keys(where: Mapping[str, str]) -> None:
+    """Raise UsageError for a key by which failed rows cannot be chosen."""
+    for key in where:
+        if key not in KEYS:
+            raise UsageError(f"--where {key}: failed rows have {', '.join(KEYS)}, but no {key!r}")
 
 
 def _of_part(store: Store, root: str, name: str, sink: Sink) -> tuple[int, pa.Table]:

@@ -16,13 +16,14 @@ from batchinfer.engine.publish import create_once
 from batchinfer.errors import DataError, FingerprintError
 from batchinfer.runner.ledger import Ledger, read_ledger
 from batchinfer.runner.output import read_control, seal
+from batchinfer.runner.sidecars import describe_sidecars
 from batchinfer.storage import AlreadyExists
 
 if TYPE_CHECKING:
     from batchinfer.protocols import Sink
     from batchinfer.runner.plan import Plan
     from batchinfer.storage import Store
-MANIFEST_KEYS = ("parts", "plans", "rows", "rows_error", "rows_planned")
+MANIFEST_KEYS = ("parts", "sidecars", "replaced", "plans", "rows", "rows_error", "rows_planned")
 
 
 def manifest_name(plan8: str) -> str:
@@ -48,7 +49,9 @@ def finish(
             hint="run the same command again: it is computed anew",
         )
     mine = {part.name: part for receipt in receipts.values() if receipt.won for part in receipt.parts}
-    manifest = _manifest(store, layout, plan, _described(store, layout, ledger, sink, mine))
+    sidecars = describe_sidecars(store, layout, ledger, sink, receipts)
+    manifest = _manifest(store, layout, plan, _described(store, layout, ledger, sink, mine), sidecars)
+    mine |= {receipt.sidecar.name: receipt.sidecar for receipt in receipts.values() if receipt.sidecar}
     data = json.dumps(manifest, indent=1, sort_keys=True).encode()
     crash_point("final.manifest.before")
     _store_manifest(store, layout, manifest, data, mine)
@@ -65,15 +68,22 @@ def finish(
     return manifest
 
 
-def _manifest(store: Store, layout: OutputLayout, plan: Plan, parts: list[PartFile]) -> dict[str, Any]:
-    """Put together what the output consists of: this plan's parts, and those that it keeps."""
-    described = [asdict(part) for part in parts]
-    plans, rows_planned = [plan.plan8], plan.num_rows
+def _manifest(
+    store: Store, layout: OutputLayout, plan: Plan, parts: list[PartFile], sidecars: list[PartFile]
+) -> dict[str, Any]:
+    """Put together what the output consists of: this plan's files, and those that it keeps."""
+    described, apart = [asdict(part) for part in parts], [asdict(sidecar) for sidecar in sidecars]
+    plans, rows_planned, replaced = [plan.plan8], plan.num_rows, list[str]()
     if plan.parent is not None:
         before = read_control(store, layout.uri(manifest_name(plan.parent)), "manifest", *MANIFEST_KEYS)
-        described = sorted([*before["parts"], *described], key=lambda part: str(part["name"]))
+        gone = plan.retry.replaced if plan.retry is not None else frozenset()
+        kept = [[file for file in before[key] if file["name"] not in gone] for key in ("parts", "sidecars")]
+        described = sorted([*kept[0], *described], key=lambda part: str(part["name"]))
+        apart = sorted([*kept[1], *apart], key=lambda sidecar: str(sidecar["name"]))
         plans = [*before["plans"], *plans]
-        rows_planned += before["rows_planned"]
+        # What a retry does again is planned already.
+        rows_planned = before["rows_planned"] + (plan.num_rows if plan.retry is None else 0)
+        replaced = sorted({*before["replaced"], *gone})
     return {
         "format": FORMAT_VERSION,
         "generation": plan.generation,
@@ -82,10 +92,25 @@ def _manifest(store: Store, layout: OutputLayout, plan: Plan, parts: list[PartFi
         "job": plan.job,
         "fingerprint": plan.fingerprint,
         "rows_planned": rows_planned,
-        "rows": sum(part["num_rows"] for part in described),
-        "rows_error": sum(part["num_errors"] for part in described),
+        "rows": sum(file["num_rows"] for file in (*described, *apart)),
+        "rows_error": sum(file["num_errors"] for file in (*described, *apart)),
         "parts": described,
+        "sidecars": apart,
+        "replaced": replaced,
     }
+
+
+def rows_kept(store: Store, layout: OutputLayout, plan: Plan) -> int:
+    """Return the planned rows of the parts that a plan keeps of its parent."""
+    if plan.parent is None:
+        return 0
+    before = read_control(store, layout.uri(manifest_name(plan.parent)), "manifest", *MANIFEST_KEYS)
+    return int(before["rows_planned"]) - (plan.num_rows if plan.retry is not None else 0)
+
+
+def files_of(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the parts and the tables of failed rows that a manifest lists, by name."""
+    return {file["name"]: file for file in (*manifest["parts"], *manifest["sidecars"])}
 
 
 def _store_manifest(
@@ -100,8 +125,8 @@ def _store_manifest(
     uri = layout.uri(manifest_name(layout.plan8))
     while not create_once(store, uri, data):
         version = next((entry.version for entry in store.glob(uri) if entry.uri == uri), "")
-        there = {part["name"]: part for part in read_control(store, uri, "manifest", *MANIFEST_KEYS)["parts"]}
-        here = {part["name"]: part for part in manifest["parts"]}
+        there = files_of(read_control(store, uri, "manifest", *MANIFEST_KEYS))
+        here = files_of(manifest)
         differing = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
         stranger = next((name for name in differing if name not in mine), None)
         if stranger is not None:

@@ -6,12 +6,13 @@ Ages are told by the store's own clock: two times that it wrote down itself are 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchinfer.crash import crash_point
 from batchinfer.errors import NoInputError
+from batchinfer.runner.finish import files_of
 from batchinfer.runner.inspection import read_manifest
 from batchinfer.runner.ledger import ledger_of, plan_of
 from batchinfer.runner.output import below, generations, plan_name, read_plan, read_seal
@@ -60,11 +61,14 @@ def find_garbage(root: str, options: Mapping[str, Any]) -> tuple[Store, Findings
     garbage = list(_of_live_plan(store, root, entries, numbers[-1]))
     sealed = read_seal(store, root)
     if sealed is not None:
-        kept = frozenset(read_manifest(store, root, sealed)["plans"])
+        manifest = read_manifest(store, root, sealed)
+        kept, replaced = frozenset(manifest["plans"]), frozenset(manifest["replaced"])
+        garbage += _replaced(root, entries, replaced)
         names = {number: plan_name(store, root, number) for number in numbers if number <= sealed.generation}
         for number, plan8 in names.items():
             if plan8 in kept:
                 garbage += _advisory(root, entries, plan8, f"generation {number} is complete")
+                garbage += _unnamed(root, entries, plan8, files_of(manifest).keys() | replaced)
             elif any(_may_live(beat, now) for beat in beats(entries, root, plan8)):
                 spared.append(f"generation {number} is superseded, but a process of it was just alive")
             else:
@@ -114,6 +118,22 @@ def _advisory(root: str, entries: Sequence[Entry], plan8: str, why: str) -> Iter
     for entry in entries:
         if below(root, entry.uri).startswith(folders):
             yield Garbage(entry.uri, entry.size_bytes, why)
+
+
+def _replaced(root: str, entries: Sequence[Entry], names: Collection[str]) -> Iterator[Garbage]:
+    """Yield the files in whose place a retry has put others."""
+    for entry in entries:
+        if below(root, entry.uri) in names:
+            yield Garbage(entry.uri, entry.size_bytes, "a retry has replaced it")
+
+
+def _unnamed(root: str, entries: Sequence[Entry], plan8: str, files: Collection[str]) -> Iterator[Garbage]:
+    """Yield the tables of failed rows of a complete plan that no commit names: those of attempts that came
+    second. Of a plan that is not complete, somebody may be about to name one."""
+    for entry in entries:
+        name = below(root, entry.uri)
+        if name.startswith(f"_batchinfer/{plan8}/errors/") and name not in files:
+            yield Garbage(entry.uri, entry.size_bytes, "an attempt that came second has left it")
 
 
 def _superseded(root: str, entries: Sequence[Entry], plan8: str, why: str) -> Iterator[Garbage]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from batchinfer import registry
 from batchinfer.engine.publish import sha256
+from batchinfer.engine.sidecar import SIDECAR, sidecar_sink
 from batchinfer.errors import DataError, NoInputError
-from batchinfer.runner.finish import MANIFEST_KEYS
+from batchinfer.runner.finish import MANIFEST_KEYS, files_of
 from batchinfer.runner.ledger import ledger_of, plan_of
 from batchinfer.runner.output import Seal, below, generations, read_control, read_plan, read_seal
 from batchinfer.runner.presence import beats
@@ -140,7 +141,8 @@ class _Check:
         self._root = root
         self._manifest = manifest
         self._sink = sink
-        self._listed: dict[str, Any] = {part["name"]: part for part in manifest["parts"]}
+        self._listed = files_of(manifest)
+        self._apart = {sidecar["name"] for sidecar in manifest["sidecars"]}
         self._there: dict[str, Entry] = {}
         self._schema: str | None = None
 
@@ -148,16 +150,10 @@ class _Check:
         """Compare names, sizes and ETags."""
         for entry in entries:
             name = below(self._root, entry.uri)
-            if any(segment.startswith(("_", ".")) for segment in name.split("/")):
-                continue
             if name in self._listed:
                 self._there[name] = entry
-            elif plan_of(name) in self._manifest["plans"]:
-                yield f"{name}: is not in the manifest"
-            elif plan_of(name) is not None:
-                yield f"{name}: is of another generation; `batchinfer gc` removes those that are superseded"
-            else:
-                yield f"{name}: is not in the manifest, and no part of ours"
+            elif not any(segment.startswith(("_", ".")) for segment in name.split("/")):
+                yield f"{name}: {self._why_not(name)}"
         for name, part in self._listed.items():
             found = self._there.get(name)
             if found is None:
@@ -166,6 +162,16 @@ class _Check:
                 yield f"{name}: has {found.size_bytes} bytes, the manifest says {part['num_bytes']}"
             elif part["etag"] and found.version != part["etag"]:
                 yield f"{name}: was written again after the run (its ETag changed)"
+
+    def _why_not(self, name: str) -> str:
+        """Say why a visible file is none of the manifest's."""
+        if name in self._manifest["replaced"]:
+            return "a retry has replaced it; `batchinfer gc` removes it"
+        if plan_of(name) in self._manifest["plans"]:
+            return "is not in the manifest"
+        if plan_of(name) is not None:
+            return "is of another generation; `batchinfer gc` removes those that are superseded"
+        return "is not in the manifest, and no part of ours"
 
     def totals(self) -> Iterator[str]:
         """Compare the manifest with itself."""
@@ -185,7 +191,7 @@ class _Check:
         try:
             file = self._store.open(f"{self._root.rstrip('/')}/{name}")
             with file:
-                said = self._sink.footer(file)
+                said = self._reader(name).footer(file)
         except DataError as error:
             return [f"{name}: {error.message}"]
         return self._compare(name, said)
@@ -199,8 +205,8 @@ class _Check:
             data = self._store.read(f"{self._root.rstrip('/')}/{name}")
             if sha256(data) != part["sha256"]:
                 return [f"{name}: its content changed (sha256 differs)"]
-            said = self._sink.footer(pa.BufferReader(data))
-            numbers = self._sink.row_numbers(data)
+            said = self._reader(name).footer(pa.BufferReader(data))
+            numbers = self._reader(name).row_numbers(data)
         except DataError as error:
             return [f"{name}: {error.message}"]
         problems = self._compare(name, said)
@@ -217,6 +223,10 @@ class _Check:
             problems.append(f"{name}: holds {said['rows']} rows, the manifest says {part['num_rows']}")
         if "schema" not in said:
             return problems  # a format without footers
+        if name in self._apart:
+            return problems + self._compare_sidecar(name, said)
+        if said.get(SIDECAR, "") not in self._apart | {""}:
+            problems.append(f"{name}: names {said[SIDECAR]}, which is not in the manifest")
         if said.get("batchinfer.plan") != plan_of(name):
             problems.append(f"{name}: says that it is of plan {said.get('batchinfer.plan')}")
         if f"part-{int(said.get('batchinfer.unit', -1)):05d}-" not in name:
@@ -226,6 +236,18 @@ class _Check:
         if said["schema"] != self._schema:
             problems.append(f"{name}: has other columns than the other parts")
         return problems
+
+    def _compare_sidecar(self, name: str, said: Mapping[str, str]) -> list[str]:
+        if (
+            f"_batchinfer/{said.get('batchinfer.plan')}/errors/{int(said.get('batchinfer.unit', -1)):05d}-"
+            in name
+        ):
+            return []
+        return [f"{name}: says that it is of another unit"]
+
+    def _reader(self, name: str) -> Sink:
+        """Return what reads a file: failed rows are in Parquet, whatever the parts are in."""
+        return sidecar_sink() if name in self._apart else self._sink
 
 
 def latest_plan(store: Store, root: str, entries: Sequence[Entry]) -> Plan:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from batchinfer.clock import SystemClock
 from batchinfer.config import Job, Machine, resolve
-from batchinfer.data import Receipt
+from batchinfer.data import Receipt, RowError
 from batchinfer.errors import BatchinferError, ExitCode, UnavailableError
 from batchinfer.events import Event, RunFinished, RunStarted, Warned
 from batchinfer.runner.budget import Budget
 from batchinfer.runner.claims import Claims
 from batchinfer.runner.deal import Deal, LeaseDeal, StaticDeal, Supersession
 from batchinfer.runner.environment import worker_environment
-from batchinfer.runner.finish import finish
+from batchinfer.runner.finish import finish, rows_kept
 from batchinfer.runner.keeper import DealtWork, Keeper
 from batchinfer.runner.ledger import read_ledger
 from batchinfer.runner.limits import LimitedWork
@@ -27,9 +27,11 @@ from batchinfer.runner.prepare import Prepared, prepare
 from batchinfer.runner.presence import Presence, new_owner
 from batchinfer.runner.process import InlineWorker, ProcessWorker, Worker
 from batchinfer.runner.report import RunReport
+from batchinfer.runner.retry import Retrial, plans_of
 from batchinfer.runner.shares import Share
 from batchinfer.runner.signals import Interrupts
 from batchinfer.runner.standby import Standby
+from batchinfer.runner.stored_job import store_job
 from batchinfer.runner.supervisor import Supervisor
 from batchinfer.runner.surroundings import Surroundings
 
@@ -45,15 +47,17 @@ def run(
     share: Share | None = None,
     force: bool = False,
     measure: bool = False,
+    retrial: Retrial | None = None,
     standby: Standby | None = None,
 ) -> RunReport:
     """Run a job to its end and report. Raises what ended it early; observers hear of it first.
 
     With a `share`, only this process's part of it. `force` begins a new generation of the output;
-    `measure` compares the run with its model alone, at the end. A worker that is on `standby` is the first.
+    `measure` compares the run with its model alone, at the end. A `retrial` does failed rows again, or raises
+    NothingToRetry. A worker that is on `standby` is the first.
     """
     session = _Session(resolve(job, machine), observers, share or Share(), force=force, measure=measure)
-    session.standby = standby
+    session.standby, session.retrial = standby, retrial
     try:
         report = session.run()
     except BaseException as error:
@@ -110,7 +114,12 @@ class _Session:
         self._settings: dict[str, str] = {}
         self.announced = False
         self.standby: Standby | None = None
-        self._budget = Budget(job, rows_planned=0)
+        self.retrial: Retrial | None = None
+        self._budget: Budget | None = None
+
+    @property
+    def _samples(self) -> tuple[RowError, ...]:
+        return self._budget.samples if self._budget is not None else ()
 
     @property
     def seconds(self) -> float:
@@ -130,7 +139,8 @@ class _Session:
             self.standby.expect(self._job, self._environment())
         with Interrupts() as interrupts:
             while True:
-                prepared = prepare(self._job, force=self._force)
+                retrial = self.retrial
+                prepared = retrial.prepare(self._job) if retrial else prepare(self._job, force=self._force)
                 try:
                     report = self._run(prepared, interrupts)
                 except _OtherPlanError:
@@ -143,12 +153,14 @@ class _Session:
 
     def _run(self, prepared: Prepared, interrupts: Interrupts) -> RunReport:
         plan, root = prepared.plan, self._job.output.path
-        self._budget = Budget(self._job, rows_planned=plan.num_rows)
+        self._budget = budget = Budget(self._job, plan)
         leases = self._share.leases(self._job.compute.claims)
         pending = prepared.pending if leases else self._share.of(prepared.pending)
         devices = [device for device in self._devices() for _ in range(self._workers_per_device())]
         devices = devices[: max(len(pending), 1)]
         self._announce(prepared, pending, num_workers=len(devices) if pending else 0)
+        if self.retrial is not None and (told := self.retrial.told(plan)):
+            self._warn("retry", told)
         if pending:
             probe(prepared.store, root, commit=self._job.output.commit)
             if self._job.output.commit in _PROMISES:
@@ -169,7 +181,8 @@ class _Session:
                 f"{len(superseded)} parts of earlier generations are still beside the new ones, and readers "
                 f"that do not ask the manifest see both: `batchinfer gc {root} --delete` removes them",
             )
-        self._budget.judge(rows=manifest["rows"], failed=manifest["rows_error"])
+        there = prepared.store.entries
+        budget.judge(manifest, lambda: plans_of(prepared.store, root, there(root), manifest["plans"]))
         return self._report(prepared, pending, manifest)
 
     def _devices(self) -> tuple[str, ...]:
@@ -181,16 +194,17 @@ class _Session:
         return int(self._job.compute.workers_per_device)
 
     def _announce(self, prepared: Prepared, pending: Sequence[int], *, num_workers: int) -> None:
-        rows_pending = prepared.planned_rows(pending)
+        plan, rows_pending = prepared.plan, prepared.planned_rows(pending)
+        rows_total = plan.num_rows + rows_kept(prepared.store, plan.layout(self._job.output.path), plan)
         self.announced = True
         self.emit(
             RunStarted(
                 job=self._job.name,
                 run=self._run_id,
-                units_total=len(prepared.plan.units),
-                units_done=len(prepared.plan.units) - len(pending),
-                rows_total=prepared.plan.num_rows,
-                rows_done=prepared.plan.num_rows - rows_pending,
+                units_total=len(plan.units),
+                units_done=len(plan.units) - len(pending),
+                rows_total=rows_total,
+                rows_done=rows_total - rows_pending,
                 num_workers=num_workers,
                 model=self._job.model.version or self._job.model.path or self._job.model.entry or "",
                 output=self._job.output.path,
@@ -217,6 +231,7 @@ class _Session:
             for hint in ready.hints:
                 self._warn("slow", hint)
             if not stored:
+                store_job(prepared.store, self._job.output.path, plan, self._job)
                 winner = store_plan(prepared.store, self._job.output.path, plan)
                 if winner.plan8 != plan.plan8:
                     raise _OtherPlanError
@@ -286,6 +301,7 @@ class _Session:
 
     def _on_done(self, receipt: Receipt) -> None:
         self._receipts[receipt.unit] = receipt
+        assert self._budget is not None
         self._budget.add(receipt)
         if receipt.diverged:
             self._warn(
@@ -305,6 +321,7 @@ class _Session:
             "batchinfer.plan": plan.plan8,
             "batchinfer.fingerprint": plan.fingerprint,
             "batchinfer.model_version": self._job.model.version or "",
+            **({"batchinfer.retry_of": plan.parent or ""} if plan.retry is not None else {}),
         }
         return Start(
             job=self._job.to_message(),
@@ -355,7 +372,7 @@ class _Session:
             units_reused=len(prepared.plan.units) - len(pending),
             seconds=self.seconds,
             units_left=units_left,
-            errors=self._budget.samples,
+            errors=self._samples,
             settings=self._settings,
         )
 
@@ -375,7 +392,7 @@ class _Session:
             units_total=len(plan.units),
             units_reused=len(plan.units) - len(pending),
             seconds=self.seconds,
-            errors=self._budget.samples,
+            errors=self._samples,
             settings=self._settings,
         )
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from batchinfer.data import Entry, PartFile
 from batchinfer.errors import DataError
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from batchinfer.storage import Store
 
 _PART = re.compile(r"part-(\d{5,})-of-(\d{5,})-([0-9a-f]{8})\.\w+")
+_SIDECAR = re.compile(r"_batchinfer/([0-9a-f]{8})/errors/(\d{5,})-[0-9a-f]{16}\.parquet")
 _RECORD = re.compile(r"_batchinfer/([0-9a-f]{8})/units/(\d{5,})\.json")
 
 
@@ -24,13 +25,15 @@ class Ledger:
     """What an output holds of one plan.
 
     `committed` are the units that are done. `parts` are the plan's files that are there, by name
-    relative to the root; `others` those of other plans, and `aliens` visible files that are no parts.
+    relative to the root, and `sidecars` its tables of failed rows, those of attempts that came to nothing
+    included; `others` are parts of other plans, and `aliens` visible files that are no parts.
     """
 
     committed: frozenset[int]
     parts: dict[str, Entry]
     others: dict[str, Entry]
     aliens: tuple[str, ...]
+    sidecars: dict[str, Entry]
 
 
 def read_ledger(store: Store, layout: OutputLayout) -> Ledger:
@@ -43,6 +46,7 @@ def ledger_of(entries: Sequence[Entry], layout: OutputLayout) -> Ledger:
     committed: set[int] = set()
     parts: dict[str, Entry] = {}
     others: dict[str, Entry] = {}
+    sidecars: dict[str, Entry] = {}
     aliens = []
     base = layout.root.rstrip("/") + "/"
     for entry in entries:
@@ -50,6 +54,9 @@ def ledger_of(entries: Sequence[Entry], layout: OutputLayout) -> Ledger:
         if record := _RECORD.fullmatch(name):
             if layout.records and record[1] == layout.plan8:
                 committed.add(int(record[2]))
+        elif sidecar := _SIDECAR.fullmatch(name):
+            if sidecar[1] == layout.plan8:
+                sidecars[name] = entry
         elif any(segment.startswith(("_", ".")) for segment in name.split("/")):
             continue
         elif (part := _PART.fullmatch(name.rpartition("/")[2])) is None:
@@ -60,20 +67,32 @@ def ledger_of(entries: Sequence[Entry], layout: OutputLayout) -> Ledger:
             parts[name] = entry
             if not layout.records:
                 committed.add(int(part[1]))
-    return Ledger(frozenset(committed), parts, others, tuple(sorted(aliens)))
+    return Ledger(frozenset(committed), parts, others, tuple(sorted(aliens)), sidecars)
 
 
 def plan_of(name: str) -> str | None:
-    """Return the plan that a part's name names."""
-    part = _PART.fullmatch(name.rpartition("/")[2])
-    return part[3] if part else None
+    """Return the plan that the name of a part or of a table of failed rows names."""
+    if (part := _PART.fullmatch(name.rpartition("/")[2])) is not None:
+        return part[3]
+    sidecar = _SIDECAR.fullmatch(name)
+    return sidecar[1] if sidecar else None
 
 
-def recorded_parts(store: Store, layout: OutputLayout, unit: int) -> tuple[PartFile, ...]:
+def unit_of(name: str) -> int:
+    """Return the unit that a part's or a sidecar's name names."""
+    found = _PART.fullmatch(name.rpartition("/")[2])
+    if found is not None:
+        return int(found[1])
+    sidecar = _SIDECAR.fullmatch(name)
+    assert sidecar is not None
+    return int(sidecar[2])
+
+
+def read_record(store: Store, layout: OutputLayout, unit: int) -> dict[str, Any]:
     """Read the record of a unit that has several files. Raises DataError for a damaged one."""
     uri = layout.uri(layout.record_name(unit))
     try:
         record = json.loads(store.read(uri))
-        return tuple(PartFile(**part) for part in record["parts"])
+        return {**record, "parts": [PartFile(**part) for part in record["parts"]]}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError("the unit's record is damaged", where=uri) from error

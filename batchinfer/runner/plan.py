@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from batchinfer.data import Entry, Shard, Unit
+from batchinfer.data import Again, Entry, Shard, Unit
 from batchinfer.engine.commit import FORMAT_VERSION, OutputLayout
 from batchinfer.errors import DataError, FingerprintError
 from batchinfer.sources.drift import unify
@@ -30,6 +30,27 @@ _FOOTERS_AT_ONCE = 16
 _COUNTED_ROWS = 8192
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """What a plan does again: failed rows of its parent, chosen by values of their `_error`.
+
+    `units` are the parts and the table of failed rows ("" where there is none) that each unit replaces.
+    """
+
+    where: dict[str, str]
+    units: tuple[tuple[tuple[str, ...], str], ...]
+
+    def replaced_by(self, units: Iterable[int]) -> frozenset[str]:
+        """Return the names of the files that some units replace."""
+        chosen = (self.units[unit] for unit in units)
+        return frozenset(name for parts, sidecar in chosen for name in (*parts, sidecar) if name)
+
+    @property
+    def replaced(self) -> frozenset[str]:
+        """Names of the files that the output has no more once the plan is done."""
+        return self.replaced_by(range(len(self.units)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything that a run has to agree on, as it is stored beside the output.
@@ -37,7 +58,8 @@ class Plan:
     `units` are (shard index, start, stop) in order. `inputs` are (uri, size, version) of every file
     that the output covers; `fingerprint` and `parts` say what it depends on besides. `generation`
     keeps the parts of two plans apart even where all else is the same. An incremental plan has the
-    shards that came since its `parent`, whose parts stay.
+    shards that came since its `parent`, whose parts stay; that of a `retry` has the units in which rows are
+    done again, and all other parts of its parent stay.
     """
 
     format: int
@@ -53,6 +75,7 @@ class Plan:
     records: bool
     suffix: str
     partition_by: tuple[str, ...]
+    retry: Retry | None = None
 
     @cached_property
     def plan8(self) -> str:
@@ -67,7 +90,11 @@ class Plan:
     def unit(self, index: int) -> Unit:
         """Return one unit."""
         shard, start, stop = self.units[index]
-        return Unit(index=index, shard=self.shards[shard], start=start, stop=stop)
+        again = None
+        if self.retry is not None:
+            parts, sidecar = self.retry.units[index]
+            again = Again(parts=parts, sidecar=sidecar, where=self.retry.where)
+        return Unit(index=index, shard=self.shards[shard], start=start, stop=stop, again=again)
 
     def arrow_schema(self) -> pa.Schema:
         """Return the input's schema, partition columns included."""
@@ -155,10 +182,18 @@ def make_plan(
         schema=base64.b64encode(schema.serialize().to_pybytes()).decode(),
         shards=tuple(shards),
         units=tuple(units),
-        records=not set(job.output.partition_by) <= constant,
+        records=needs_records(job, constant),
         suffix=suffix,
         partition_by=job.output.partition_by,
     )
+
+
+def needs_records(job: Job, constant: Collection[str]) -> bool:
+    """Tell whether a part cannot commit its unit: there may be several of them, or they have no metadata in
+    which to name the table of failed rows. `constant` are the columns that do not vary inside a shard."""
+    if job.errors.to == "separate" and job.output.format == "jsonl":
+        return True
+    return not set(job.output.partition_by) <= set(constant)
 
 
 def listing(entries: Sequence[Entry]) -> tuple[tuple[str, int, str], ...]:

@@ -74,7 +74,7 @@ def prepare(job: Job, *, force: bool = False) -> Prepared:
     store = open_store(root, job.output.storage_options)
     found = source.list_entries()
     state = model_state(job)
-    _check_pin(job)
+    check_pin(job)
     mine = fingerprint(job)
     there = store.entries(root)
     numbers = generations(there, root)
@@ -86,14 +86,15 @@ def prepare(job: Job, *, force: bool = False) -> Prepared:
     else:
         match = _match(job, stored, mine, found)
         finished = _is_finished(there, root, stored.plan8)
-        if force and (finished or match is not _Match.SAME):
+        if force and (finished or match is not _Match.SAME or stored.retry is not None):
             stored = None
         elif match is _Match.GROWN and finished:
             stored, parent = None, stored
         elif match is _Match.GROWN:
             arrivals = len(found) - len(stored.inputs)
         elif match is _Match.OTHER:
-            if _begun(there, root, stored):
+            # A retry stands for a complete output, also where nothing of it is committed.
+            if stored.retry is not None or _begun(there, root, stored):
                 raise _belongs_to_another(job, stored, mine, found)
             # Nothing of it was ever committed, and nobody is at it: begin anew.
             parent = _last_finished(store, there, root, numbers) if job.input.incremental else None
@@ -174,7 +175,7 @@ def _last_finished(store: Store, there: Sequence[Entry], root: str, numbers: Seq
     return None
 
 
-def _check_pin(job: Job) -> None:
+def check_pin(job: Job) -> None:
     """Hold the model against `model.sha256`. Raises FingerprintError for another one."""
     if job.model.sha256 is None or job.model.path is None:
         return

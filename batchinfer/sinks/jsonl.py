@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from batchinfer.errors import DataError
 from batchinfer.row_errors import ERROR_TYPE
 
 _ROWS_AT_ONCE = 4096
+_LINE = "#line"
 _DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
 
 
@@ -61,6 +62,20 @@ class JsonlSink:
             raise DataError(f"not readable as JSON Lines: {error}") from error
         return len(lines), pa.array([error for error in errors if error is not None], ERROR_TYPE)
 
+    def reread(self, data: Any) -> pa.Table:
+        """Return the lines as they are, beside their `_error`: parsed, some values would be others."""
+        lines = bytes(data).splitlines()
+        try:
+            errors = [json.loads(line).get("_error") if b'"_error": {' in line else None for line in lines]
+        except ValueError as error:
+            raise DataError(f"not readable as JSON Lines: {error}") from error
+        return _lines(lines, pa.array(errors, ERROR_TYPE))
+
+    def as_reread(self, rows: pa.Table) -> pa.Table:
+        """Encode rows to lines."""
+        errors = rows["_error"] if "_error" in rows.column_names else pa.nulls(rows.num_rows, ERROR_TYPE)
+        return _lines([line.encode() for line in _encoded(rows)], errors)
+
     def row_numbers(self, data: bytes) -> Sequence[int] | None:
         """Parse every line; return the values of `_row`, if they have any."""
         try:
@@ -84,15 +99,32 @@ class JsonlPart:
 
     def write(self, rows: pa.Table) -> None:
         """Add rows."""
-        for batch in _with_texts(rows).to_batches(max_chunksize=_ROWS_AT_ONCE):
-            lines = (
-                json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) for row in batch.to_pylist()
-            )
+        if _LINE in rows.column_names:
+            self._num_bytes += self._out.write(b"".join(line + b"\n" for line in rows[_LINE].to_pylist()))
+            return
+        for at in range(0, rows.num_rows, _ROWS_AT_ONCE):
+            lines = _encoded(rows.slice(at, _ROWS_AT_ONCE))
             self._num_bytes += self._out.write("".join(line + "\n" for line in lines).encode())
 
     def finish(self, metadata: Mapping[str, str]) -> pa.Buffer:  # noqa: ARG002 - JSON Lines has no footer
         """Return the lines."""
         return self._out.getvalue()
+
+
+def _lines(lines: Sequence[bytes], errors: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """Return lines that are written as they are."""
+    return pa.table({_LINE: pa.array(lines, pa.large_binary()), "_error": errors})
+
+
+def _encoded(rows: pa.Table) -> Iterator[str]:
+    for row in json_rows(rows):
+        yield json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def json_rows(rows: pa.Table) -> Iterator[dict[str, Any]]:
+    """Yield rows with values that JSON can hold. Bytes become base64, NaN and infinity null."""
+    for row in _with_texts(rows).to_pylist():
+        yield _plain(row)
 
 
 def _with_texts(rows: pa.Table) -> pa.Table:

@@ -52,7 +52,9 @@ class ParquetSink:
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"not a complete Parquet file: {error}") from error
         keys = footer.metadata or {}
-        return footer.num_rows, int(keys.get(b"batchinfer.rows_error", b"0"))
+        # Those that stand elsewhere are counted in the footer as well.
+        here = "_error" in footer.schema.to_arrow_schema().names
+        return footer.num_rows, int(keys.get(b"batchinfer.rows_error", b"0")) if here else 0
 
     def footer(self, file: Any) -> Mapping[str, str]:
         """Read what a part says of itself: its metadata, `rows` and `schema`."""
@@ -76,12 +78,20 @@ class ParquetSink:
             raise DataError(f"not a readable Parquet file: {error}") from error
         return footer.num_rows, column.combine_chunks().drop_null()
 
-    def row_numbers(self, data: bytes) -> Sequence[int] | None:
-        """Decode every page against its checksum; return column `_row`, if there is one."""
+    def reread(self, data: Any) -> pa.Table:
+        """Decode every page against its checksum."""
         try:
-            table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+            return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"not a readable Parquet file: {error}") from error
+
+    def as_reread(self, rows: pa.Table) -> pa.Table:
+        """Return the rows as they are."""
+        return rows
+
+    def row_numbers(self, data: bytes) -> Sequence[int] | None:
+        """Decode every page against its checksum; return column `_row`, if there is one."""
+        table = self.reread(data)
         return table["_row"].to_pylist() if "_row" in table.column_names else None
 
 

@@ -14,6 +14,7 @@ import pytest
 from onnx import helper
 
 from batchinfer.config import Fingerprint, content_sha256, diff, fingerprint, load_job
+from batchinfer.config.error_section import ErrorsOptions
 from batchinfer.config.fields import nested_options
 from batchinfer.config.fingerprints import digest_of
 from batchinfer.config.hashing import external_files
@@ -22,7 +23,6 @@ from batchinfer.config.sections import (
     BatchingOptions,
     CheckpointOptions,
     ComputeOptions,
-    ErrorsOptions,
     InputOptions,
     JobHead,
     ModelOptions,

@@ -9,7 +9,7 @@ import typer
 import batchinfer
 from batchinfer import registry
 from batchinfer.cli.app import app
-from batchinfer.config import limits, sections
+from batchinfer.config import error_section, limits, sections
 from batchinfer.data import ErrorCode
 from batchinfer.errors import ExitCode
 from batchinfer.events import Event
@@ -52,6 +52,7 @@ VERBS = {
     },
     "status": {"output", "--json"},
     "errors": {"output", "--where", "--samples", "-n", "--export", "--json"},
+    "retry": {"output", "--where", "--mended", "--param", "-p", "--set", "-s", "--log-format"},
     "verify": {"output", "--footer", "--deep"},
     "gc": {"output", "--delete", "--json"},
     "schema": set(),
@@ -63,7 +64,7 @@ KEYS = {
     "BatchingOptions": "size by window_rows buckets packed",
     "OutputOptions": "path format storage_options carry columns partition_by meta commit",
     "CheckpointOptions": "unit_rows every spill_bytes",
-    "ErrorsOptions": "on_error max retry check_finite",
+    "ErrorsOptions": "on_error to keep_input max max_per_partition retry check_finite",
     "ComputeOptions": "devices workers_per_device concurrency threads readers loaders host_memory "
     "affinity determinism claims heartbeat stall_timeout",
     "RetryOptions": "transient timeout",
@@ -125,7 +126,7 @@ def test_the_command_line() -> None:
 
 def test_the_keys_of_a_job() -> None:
     """The keys that every format and backend shares, section by section."""
-    homes = {**vars(sections), **vars(limits)}
+    homes = {**vars(sections), **vars(limits), **vars(error_section)}
     found = {name: " ".join(homes[name].model_fields) for name in KEYS}
     assert found == KEYS
 

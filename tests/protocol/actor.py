@@ -9,14 +9,16 @@ from __future__ import annotations
 import base64
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from batchinfer.clock import Clock
-from batchinfer.data import Block, Receipt, Shard
+from batchinfer.data import Block, ErrorCode, Receipt, RowError, Shard
 from batchinfer.engine.commit import FORMAT_VERSION, UnitWriter
+from batchinfer.engine.sidecar import Apart
+from batchinfer.row_errors import ERROR_TYPE
 from batchinfer.runner.claims import Claims
 from batchinfer.runner.deal import Deal, LeaseDeal, StaticDeal, Supersession
 from batchinfer.runner.finish import finish, manifest_name
@@ -115,6 +117,21 @@ def rows_of(start: int, stop: int) -> pa.Table:
     return pa.table([ids, kinds, [number * 2.0 for number in ids]], schema=SCHEMA)
 
 
+@functools.cache
+def failing_rows_of(start: int, stop: int) -> tuple[pa.Table, tuple[RowError, ...]]:
+    """Compute the rows of a unit of which every third fails."""
+    rows = rows_of(start, stop)
+    errors = [
+        RowError(stage="model", code=ErrorCode.MODEL, message="no", attempts=1, source="a", row=number)
+        if number % 3 == 0
+        else None
+        for number in range(start, stop)
+    ]
+    told = [None if error is None else {**asdict(error), "code": str(error.code)} for error in errors]
+    table = rows.append_column("_error", pa.array(told, ERROR_TYPE))
+    return table, tuple(error for error in errors if error is not None)
+
+
 @dataclass(slots=True)
 class Process:
     """One process of a run. `compute` waits as long as a unit takes."""
@@ -125,6 +142,7 @@ class Process:
     clock: Clock
     sink: ParquetSink
     records: bool = False
+    apart: bool = False
     lease: bool = False
     share: tuple[int, int] | None = None
     force: bool = False
@@ -206,7 +224,11 @@ class Process:
             sink=self.sink,
             store=self.store,
             metadata={"batchinfer.plan": plan.plan8, "batchinfer.salt": self.salt},
+            apart=Apart(("y",)) if self.apart else None,
         )
         self.compute()
-        writer.write(rows_of(unit.start, unit.stop))
+        if self.apart:
+            writer.write(*failing_rows_of(unit.start, unit.stop))
+        else:
+            writer.write(rows_of(unit.start, unit.stop))
         self.receipts[index] = writer.commit()

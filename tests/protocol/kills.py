@@ -27,7 +27,7 @@ from batchinfer.storage.posix import PosixStore
 from tests.protocol.actor import Process, RememberingSink
 
 _SPEED = 200.0
-_FAMILIES = ("plain", "records", "lease", "copies")
+_FAMILIES = ("plain", "records", "apart", "lease", "copies")
 
 
 class Fast:
@@ -43,11 +43,13 @@ class Fast:
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    """Return what readers see, and the seal with its manifest."""
+    """Return what readers see, the tables of failed rows, and the seal with its manifest."""
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in root.rglob("*")
-        if path.name.startswith("part-") or path.name in {"_SUCCESS", "manifest.json"}
+        if path.name.startswith("part-")
+        or path.name in {"_SUCCESS", "manifest.json"}
+        or (path.parent.name == "errors" and path.suffix == ".parquet")
     }
 
 
@@ -72,6 +74,7 @@ def live(root: Path, family: str, sink: RememberingSink, *, die_at: int | None) 
         clock=store.clock,
         sink=sink,
         records=family == "records",
+        apart=family == "apart",
         lease=family == "lease",
     ).run()
 
@@ -97,7 +100,9 @@ def schedule(
     family = draw.choice(_FAMILIES)
     root = base / "out"
     shutil.rmtree(root, ignore_errors=True)
-    num_processes = 1 if family in {"plain", "records"} and draw.random() < 0.5 else draw.randint(2, 3)
+    num_processes = (
+        1 if family in {"plain", "records", "apart"} and draw.random() < 0.5 else draw.randint(2, 3)
+    )
     kills = started = 0
     alive: set[int] = set()
     complete = False

@@ -37,6 +37,10 @@ _ENDS = {0, 71, 75, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
 FAMILIES: dict[str, dict[str, dict[str, object]]] = {
     "plain": {},
     "workers": {"compute": {"devices": "cpu", "workers_per_device": 2}},
+    "apart": {
+        "model": {"seconds_per_batch": 0.01, "faults": {str(row * 0.5): "error" for row in range(0, 290, 7)}},
+        "errors": {"to": "separate", "max": "100%"},
+    },
     "records": {"output": {"carry": ["id", "kind"], "partition_by": ["kind"]}},
     "lease": {"compute": {"claims": "lease", "heartbeat": 0.2}},
     "spill": {"checkpoint": {"unit_rows": 200, "every": 0.05}},

@@ -102,7 +102,7 @@ def contract(*, dense: bool) -> Contract:
     if dense:
         fields = [pa.field("x", pa.list_(pa.float32(), 4))]
     bindings = tuple(Binding(field.name, field.name, "float32" if dense else "int64") for field in fields)
-    return Contract((), pa.schema(fields), bindings, pa.schema([]), pa.schema([]))
+    return Contract((), pa.schema(fields), bindings, pa.schema([]), pa.schema([]), pa.schema([]))
 
 
 @pytest.mark.parametrize(

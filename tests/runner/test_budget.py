@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from tests.conftest import Run, doubling_job, numbers, parts_of
 
@@ -51,3 +52,31 @@ def test_a_run_stops_where_nothing_succeeds(tmp_path: Path, batchinfer: Run) -> 
     assert done.returncode == 3
     assert "of 2000 rows failed" in done.stderr
     assert len(parts_of(tmp_path / "out")) < 6
+
+
+@pytest.mark.parametrize(
+    ("folders", "told"), [(("dt=1", "dt=2"), "dt=2"), (("a", "b"), "b"), (("", ""), ".")]
+)
+def test_each_partition_has_its_own(
+    tmp_path: Path, batchinfer: Run, folders: tuple[str, str], told: str
+) -> None:
+    """`errors.max_per_partition` counts the rows of each hive partition, or of each folder, whatever the whole
+    input may have; what is committed counts as well when the run is repeated."""
+    for number, (folder, bad) in enumerate(zip(folders, (1, 12), strict=True)):
+        rows = numbers(300 * number, 300 * number + 300)
+        x = [float("nan")] * bad + rows["x"].to_pylist()[bad:]
+        (tmp_path / "in" / folder).mkdir(parents=True, exist_ok=True)
+        table = rows.set_column(1, "x", pa.array(x, pa.float32()))
+        pq.write_table(table, tmp_path / "in" / folder / f"{number}.parquet")
+    errors = {"max": "50%", "check_finite": True, "to": "separate"}
+    job = doubling_job(tmp_path, errors={**errors, "max_per_partition": "2%"})
+    done = batchinfer("run", str(job))
+    assert done.returncode == 3, done.stderr
+    failed, rows_there = (13, 600) if told == "." else (12, 300)
+    assert f"partition {told}: {failed} of " in done.stderr
+    assert "more than errors.max_per_partition (2%) allows" in done.stderr
+    again = batchinfer("run", str(doubling_job(tmp_path, errors={**errors, "max_per_partition": 13})))
+    assert again.returncode == 0, again.stderr
+    last = batchinfer("run", str(job))
+    assert last.returncode == 3
+    assert f"partition {told}: {failed} of {rows_there} rows failed" in last.stderr

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import batchinfer
 from batchinfer.config.sections import ObserveOptions
-from batchinfer.engine.commit import NULL_PARTITION, OutputLayout, _folder
+from batchinfer.engine.commit import NULL_PARTITION, OutputLayout, folder_of
 from batchinfer.errors import DataError, FingerprintError, JobFileError
 from batchinfer.events import RunFinished, RunStarted, Warned, WorkerSaid
 from batchinfer.storage import open_store
@@ -42,13 +42,13 @@ ANY_TEXT = st.one_of(
 )
 
 
-def check_folder(value: str) -> None:
+def checkfolder_of(value: str) -> None:
     """Check that a value of a row is one folder of the output, or refused."""
     layout = OutputLayout(
         root="/out", plan8="0" * 8, num_units=1, suffix=".parquet", partition_by=("k",), records=True
     )
     try:
-        folder = _folder({"k": value})
+        folder = folder_of({"k": value})
     except DataError:
         assert value in {"", ".", "..", NULL_PARTITION} or len(value.encode()) > 80
         return
@@ -60,32 +60,32 @@ def check_folder(value: str) -> None:
     assert len(folder) <= 255
 
 
-def test_no_value_of_a_row_leads_out_of_its_folder() -> None:
+def test_no_value_of_a_row_leads_out_of_itsfolder_of() -> None:
     """Ten thousand texts, half of them of the letters that paths are made of: each is one folder, by a
     name of harmless letters that gives it back, or is refused."""
     chance = random.Random(15)
     letters = "./\\%_ \0\n~=:*?a"
     for value in HOSTILE:
-        check_folder(value)
+        checkfolder_of(value)
     for _ in range(5000):
-        check_folder("".join(chance.choices(letters, k=chance.randrange(12))))
+        checkfolder_of("".join(chance.choices(letters, k=chance.randrange(12))))
         points = (chance.choice([chance.randrange(0x300), chance.randrange(0xD800)]) for _ in range(8))
-        check_folder("".join(map(chr, points)))
+        checkfolder_of("".join(map(chr, points)))
 
 
 @settings(max_examples=300, database=None)
 @given(ANY_TEXT)
-def test_no_value_that_somebody_thinks_up_leads_out_of_its_folder(value: str) -> None:
+def test_no_value_that_somebody_thinks_up_leads_out_of_itsfolder_of(value: str) -> None:
     """The same, for the texts that a search for a counterexample comes to."""
-    check_folder(value)
+    checkfolder_of(value)
 
 
 @settings(max_examples=500, database=None)
 @given(st.dictionaries(ANY_TEXT, ANY_TEXT, min_size=1, max_size=3))
-def test_no_name_of_a_column_leads_out_of_its_folder(values: dict[str, str]) -> None:
+def test_no_name_of_a_column_leads_out_of_itsfolder_of(values: dict[str, str]) -> None:
     """A column's name is percent-encoded as its values are: as many folders as columns, none of them up."""
     try:
-        folder = _folder(values)
+        folder = folder_of(values)
     except DataError:
         return
     levels = folder.split("/")
@@ -125,7 +125,7 @@ def parts_in_memory(folder: Path) -> dict[str, bytes]:
     return {entry.uri.removeprefix(f"{root}/"): store.read(entry.uri) for entry in store.glob(root)}
 
 
-def test_a_run_over_hostile_values_stays_in_its_folder(tmp_path: Path) -> None:
+def test_a_run_over_hostile_values_stays_in_itsfolder_of(tmp_path: Path) -> None:
     """Every row is under the output's root, in a folder that readers decode to its value; nothing else is
     made anywhere."""
     values = [value for value in HOSTILE if value not in {"", ".", ".."}]
@@ -138,7 +138,7 @@ def test_a_run_over_hostile_values_stays_in_its_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["", ".", "..", NULL_PARTITION, "x" * 300])
-def test_a_value_that_names_no_folder_is_an_error(tmp_path: Path, value: str) -> None:
+def test_a_value_that_names_nofolder_of_is_an_error(tmp_path: Path, value: str) -> None:
     """What cannot be a folder of its own is told, and no row of it is lost in another one."""
     with pytest.raises(DataError, match="partition column 'k'") as caught:
         batchinfer.run_job(partitioned(tmp_path, pa.array(["a", None, value])))
@@ -146,7 +146,7 @@ def test_a_value_that_names_no_folder_is_an_error(tmp_path: Path, value: str) ->
     assert parts_in_memory(tmp_path) == {}
 
 
-def test_no_row_is_lost_between_folders(tmp_path: Path) -> None:
+def test_no_row_is_lost_betweenfolder_ofs(tmp_path: Path) -> None:
     """A value that equals nothing, not even itself, has a folder as every other has."""
     column = pa.array([1.0, float("nan"), None, 2.0, float("nan"), -0.0, 0.0])
     report = batchinfer.run_job(partitioned(tmp_path, column))
@@ -156,14 +156,14 @@ def test_no_row_is_lost_between_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["_k", ".k", "../k"])
-def test_a_column_whose_folders_readers_skip_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_column_whosefolder_ofs_readers_skip_is_refused(tmp_path: Path, name: str) -> None:
     """Folders that begin with a dot or an underscore are invisible: the job is refused."""
     with pytest.raises(JobFileError, match="would make folders that every reader skips"):
         batchinfer.run_job(partitioned(tmp_path, pa.array(["a"]), name=name))
 
 
 @pytest.mark.parametrize("column", [pa.array([b"../x"]), pa.array([["a"]]), pa.array([{"a": 1}])])
-def test_bytes_and_lists_name_no_folder(tmp_path: Path, column: pa.Array) -> None:
+def test_bytes_and_lists_name_nofolder_of(tmp_path: Path, column: pa.Array) -> None:
     """A column of bytes, lists or structs is no partition column."""
     with pytest.raises(JobFileError, match="names no folder"):
         batchinfer.run_job(partitioned(tmp_path, column))
