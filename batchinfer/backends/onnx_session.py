@@ -220,8 +220,11 @@ def _run_error(error: Exception, tensors: Mapping[str, Any]) -> BatchinferError:
     shapes = ", ".join(
         f"{name} {list(getattr(value, 'shape', (len(value),)))}" for name, value in tensors.items()
     )
-    if _is_device_trouble(error):
-        kind = OutOfMemory if any(mark in str(error) for mark in _NO_MEMORY) else DeviceError
+    no_memory = isinstance(error, MemoryError)
+    if no_memory or _is_device_trouble(error):
+        # onnxruntime has no type and no code of its own for it.
+        no_memory = no_memory or any(mark in str(error) for mark in _NO_MEMORY)
+        kind = OutOfMemory if no_memory else DeviceError
         return kind(
             f"the device failed on a batch of {shapes}: {_first_line(error)}",
             hint="try a smaller batching.size",

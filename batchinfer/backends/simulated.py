@@ -54,6 +54,9 @@ class SimulatedOptions(ModelOptions):
     exclusive: bool = neutral(default=False)
     """Compute one batch at a time across all processes of this machine, as one device would."""
 
+    cache_rows: int | None = neutral(None, ge=1)
+    """Rows that its cache holds: each row of a batch beyond them takes twice as long."""
+
     memory_rows: int | None = neutral(None, ge=1)
     """Rows that its memory holds: a larger batch is refused, as a device would."""
 
@@ -87,6 +90,7 @@ class SimulatedBackend:
     def __init__(self, options: SimulatedOptions) -> None:
         self._options = options
         self._lock: int | None = None
+        self._most_rows = 0
         self._faults = np.array([float(value) for value in options.faults])
         self.inputs: Sequence[TensorSpec] = ()
         self.outputs: Sequence[TensorSpec] = ()
@@ -113,11 +117,14 @@ class SimulatedBackend:
         sums = [_row_sums(tensors[spec.name]) for spec in self.inputs]
         num_rows = len(sums[0])
         with self._alone():
-            self.clock.sleep(self._options.seconds_per_batch + num_rows * self._options.seconds_per_row)
+            beyond = max(num_rows - (self._options.cache_rows or num_rows), 0)
+            took = (num_rows + beyond) * self._options.seconds_per_row
+            self.clock.sleep(self._options.seconds_per_batch + took)
         total = np.sum(sums, axis=0)
         doubled = 2 * total
         if self._options.memory_rows is not None and num_rows > self._options.memory_rows:
             raise OutOfMemory(f"the simulated device's memory holds {self._options.memory_rows} rows")
+        self._most_rows = max(self._most_rows, num_rows)
         keep = np.ones(num_rows, dtype=bool)
         for value in np.intersect1d(total, self._faults):
             fault, hit = self._options.faults[str(float(value))], total == value
@@ -127,6 +134,11 @@ class SimulatedBackend:
                 doubled = _faulty(doubled, hit, fault)
         doubled = doubled if keep.all() else doubled[keep]
         return {spec.name: _filled(spec, doubled) for spec in self.outputs}
+
+    def peak_memory(self) -> float | None:
+        """Return the share of its memory that the batches since the last question took at most."""
+        most, self._most_rows = self._most_rows, 0
+        return most / self._options.memory_rows if self._options.memory_rows else None
 
     def close(self) -> None:
         """Forget the lock file; it stays, so that nobody waits on another one."""

@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 
 from batchinfer import crash
-from batchinfer.cli import doctor, errors, gc, init, plan, preview, run, schema, status, validate, verify
+from batchinfer.cli import (
+    doctor,
+    errors,
+    gc,
+    init,
+    plan,
+    preview,
+    run,
+    schema,
+    status,
+    tune,
+    validate,
+    verify,
+)
 from batchinfer.cli.failures import exit_code_of, in_our_words, show_failure
 from batchinfer.errors import BatchinferError
 
@@ -43,7 +56,7 @@ def _global(
     pass
 
 
-for _verb in (init, validate, plan, preview, run, status, errors, verify, gc, schema, doctor):
+for _verb in (init, validate, plan, tune, preview, run, status, errors, verify, gc, schema, doctor):
     app.command(name=_verb.NAME)(_verb.command)
 
 

@@ -182,6 +182,7 @@ def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
         care=way.care,
         ceiling=way.ceiling,
         exclusive=way.lanes == 1,
+        by=way.batches.by,
         bit=way.bit,
     )
     submit, collect = _passing_done(way, isolator)

@@ -22,6 +22,7 @@ from batchinfer.engine.device import open_pipeline
 from batchinfer.engine.encode import Encoder
 from batchinfer.engine.gather import Gatherer
 from batchinfer.engine.loaders import Loaders
+from batchinfer.engine.memory_use import MemoryUse
 from batchinfer.engine.replay import Sample
 from batchinfer.engine.room import Room
 from batchinfer.engine.spill import Spills
@@ -83,8 +84,9 @@ def assemble(start: Start, *, units: Units, spilled: set[int], care: Care) -> It
     backend: Backend = registry.load("backends", job.model.backend)(job.model)
     schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(start.schema)))
     room = Room.of(start.memory_bytes)
-    early = _read_early(job, schema, steps, units, room) if start.purpose == "run" else None
-    in_processes = start.purpose == "run" and job.compute.loaders == "processes"
+    reads = start.purpose in {"run", "try"}
+    early = _read_early(job, schema, steps, units, room) if reads else None
+    in_processes = reads and job.compute.loaders == "processes"
     loaders = Loaders(int(job.compute.readers)) if in_processes else None
     try:
         backend.load(start.device, threads=start.threads)
@@ -175,7 +177,7 @@ class _Parts:
             lanes=start.concurrency,
             outputs=self.backend.outputs,
             care=care,
-            ceiling=_ceiling(job, start),
+            ceiling=_ceiling(self.backend, start),
             bit=job.compute.determinism == "bit",
             timeline=Timeline(start.concurrency),
             sample=Sample(start.concurrency) if start.measure else None,
@@ -230,9 +232,9 @@ def _window_policy(contract: Contract, policy: BatchPolicy, *, ragged_rows: int)
     return WindowPolicy(max(rows // size, 1) * size, _WINDOW_BYTES)
 
 
-def _ceiling(job: Job, start: Start) -> Ceiling:
-    """Return what is known of the memory that a model needs on a device."""
+def _ceiling(backend: Backend, start: Start) -> Ceiling:
+    """Return what is known of the memory that a model needs on a device: on one of its name, whichever."""
     names = [gpu.name for gpu in gpus()] if start.device.startswith("cuda") else []
     index = int(start.device.partition(":")[2] or 0)
-    device = f"{start.device} ({names[index]})" if index < len(names) else start.device
-    return Ceiling({"model": job.document.get("model"), "files": start.model_state}, device)
+    name = names[index] if index < len(names) else start.device
+    return Ceiling(start.model_hash, name, MemoryUse(backend, start.device))

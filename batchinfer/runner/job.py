@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from batchinfer.clock import SystemClock
-from batchinfer.config import Job, Machine, resolve
+from batchinfer.config import Job, Machine, Tuned, resolve
 from batchinfer.data import Receipt
 from batchinfer.errors import BatchinferError, ExitCode, UnavailableError
-from batchinfer.events import Event, RunFinished, RunStarted, Warned
+from batchinfer.events import Event, RunFinished, RunStarted, SettingsChosen, Warned
 from batchinfer.runner.budget import Budget
 from batchinfer.runner.claims import Claims
 from batchinfer.runner.deal import Deal, LeaseDeal, StaticDeal, Supersession
+from batchinfer.runner.environment import worker_environment
 from batchinfer.runner.finish import finish
 from batchinfer.runner.keeper import DealtWork, Keeper
 from batchinfer.runner.ledger import read_ledger
@@ -33,16 +31,10 @@ from batchinfer.runner.shares import Share
 from batchinfer.runner.signals import Interrupts
 from batchinfer.runner.standby import Standby
 from batchinfer.runner.supervisor import Supervisor
+from batchinfer.runner.tuned import find_tuned, told
 
 if TYPE_CHECKING:
     from batchinfer.protocols import Observer
-
-_ALLOCATOR = {
-    "ARROW_DEFAULT_MEMORY_POOL": "jemalloc",
-    "JE_ARROW_MALLOC_CONF": "dirty_decay_ms:100,muzzy_decay_ms:0",
-}
-"""How Arrow allocates in workers: what is freed goes back to the kernel after a tenth of a second. Its usual
-allocator keeps it, a third of a worker's memory, and is no faster."""
 
 
 def run(
@@ -60,8 +52,10 @@ def run(
     With a `share`, only this process's part of it. `force` begins a new generation of the output;
     `measure` compares the run with its model alone, at the end. A worker that is on `standby` is the first.
     """
-    session = _Session(resolve(job, machine), observers, share or Share(), force=force, measure=measure)
-    session.standby = standby
+    tuned = find_tuned(job, machine)
+    resolved = resolve(job, machine, tuned=tuned)
+    session = _Session(resolved, observers, share or Share(), force=force, measure=measure)
+    session.standby, session.tuned = standby, tuned
     try:
         report = session.run()
     except BaseException as error:
@@ -118,6 +112,7 @@ class _Session:
         self._settings: dict[str, str] = {}
         self.announced = False
         self.standby: Standby | None = None
+        self.tuned: Tuned | None = None
         self._budget = Budget(job, rows_planned=0)
 
     @property
@@ -138,7 +133,7 @@ class _Session:
             self.standby.expect(self._job, self._environment())
         with Interrupts() as interrupts:
             while True:
-                prepared = prepare(self._job, force=self._force)
+                prepared = prepare(self._job, force=self._force, tuned=self.tuned)
                 try:
                     report = self._run(prepared, interrupts)
                 except _OtherPlanError:
@@ -218,10 +213,11 @@ class _Session:
         def on_ready(ready: Ready) -> None:
             """Store the plan when the first worker found the job sound, and show that we are at work."""
             nonlocal began
-            self._settings = ready.settings
             if began:
                 return
             began = True
+            self._settings = told(prepared.job, ready.settings)
+            self.emit(SettingsChosen(settings=self._settings))
             for hint in ready.hints:
                 self._warn("slow", hint)
             if not stored:
@@ -311,7 +307,7 @@ class _Session:
             "batchinfer.model_version": self._job.model.version or "",
         }
         return Start(
-            job=self._job.to_message(),
+            job=prepared.job.to_message(),
             schema=plan.schema,
             run=self._run_id,
             worker=worker,
@@ -322,6 +318,7 @@ class _Session:
             layout=asdict(plan.layout(self._job.output.path)),
             metadata=metadata,
             model_state=prepared.model_state,
+            model_hash=prepared.model_hash,
             measure=self._measure,
         )
 
@@ -339,15 +336,7 @@ class _Session:
         return any(uri.startswith("memory://") for uri in _urls(self._job))
 
     def _environment(self) -> dict[str, str]:
-        threads = str(self._job.compute.threads)
-        allocator = _ALLOCATOR if "jemalloc" in pa.supported_memory_backends() else {}
-        return {
-            "OMP_NUM_THREADS": threads,
-            "OPENBLAS_NUM_THREADS": threads,
-            "RAYON_NUM_THREADS": threads,
-            "TOKENIZERS_PARALLELISM": "true",
-            **{key: os.environ.get(key, value) for key, value in allocator.items()},
-        }
+        return worker_environment(int(self._job.compute.threads))
 
     def _partial_report(self, prepared: Prepared, pending: Sequence[int], units_left: int) -> RunReport:
         """Report a share that is done while others still have theirs to do."""

@@ -17,7 +17,8 @@ from batchinfer.frames import Unframer, frame
 class Start:
     """Parent to worker, once: the job, the plan's frame, and the worker's place on this machine.
 
-    To `check` is to load the model and try the contract, to `describe` only to load the model.
+    To `check` is to load the model and try the contract, to `describe` only to load the model, to `try` is to
+    measure how fast batches are computed. `model_hash` names what the model and its libraries are.
     """
 
     job: dict[str, Any]
@@ -32,7 +33,8 @@ class Start:
     metadata: dict[str, str]
     model_state: dict[str, str] = field(default_factory=dict)
     measure: bool = False
-    purpose: Literal["run", "check", "describe"] = "run"
+    model_hash: str = ""
+    purpose: Literal["run", "check", "describe", "try"] = "run"
     kind: Literal["start"] = "start"
 
 
@@ -62,6 +64,31 @@ class Assign:
     suspects: tuple[Suspect, ...] = ()
     poison: tuple[Poison, ...] = ()
     kind: Literal["assign"] = "assign"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Try:
+    """Parent to worker: compute batches that are cut so, three times for `seconds`. `settings` are keys of
+    the job's `batching`."""
+
+    settings: dict[str, int | str]
+    seconds: float
+    kind: Literal["try"] = "try"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """Worker to parent: what came of it. Rates are the median of three; `memory` is the share of the device's
+    memory that was needed at most, None where nobody knows. `is_whole`: a batch took all rows there are."""
+
+    rows_per_second: float
+    tokens_per_second: float
+    batch_rows: float
+    batch_s: float
+    memory: float | None
+    out_of_memory: bool = False
+    is_whole: bool = False
+    kind: Literal["tried"] = "tried"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +175,9 @@ class Failed:
     kind: Literal["failed"] = "failed"
 
 
-Message: TypeAlias = Start | Expect | Assign | Stop | Ready | Batches | Measured | Computed | Done | Failed
+Message: TypeAlias = (
+    Start | Expect | Assign | Try | Stop | Ready | Batches | Measured | Tried | Computed | Done | Failed
+)
 
 _CODEC: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 

@@ -37,6 +37,7 @@ VERBS = {
     "init": {"model", "data", "--output", "--write", "-w"},
     "validate": {"job", "--param", "-p", "--set", "-s", "--model", "--no-model"},
     "plan": {"job", "--param", "-p", "--set", "-s", "--json"},
+    "tune": {"job", "--param", "-p", "--set", "-s", "--rows", "-n", "--seconds", "--json"},
     "preview": {"job", "--param", "-p", "--set", "-s", "--rows", "-n", "--json"},
     "run": {
         "job",
@@ -72,6 +73,7 @@ KEYS = {
 }
 EVENTS = {
     "RunStarted",
+    "SettingsChosen",
     "WorkerReady",
     "BatchFinished",
     "StagesTimed",
