@@ -26,9 +26,7 @@ def command(
     param: Params = None,
     set_: Sets = None,
     num_rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Rows to read.")] = 4096,
-    seconds: Annotated[
-        float, typer.Option(min=0.01, help="Seconds of each measurement; there are three for each line.")
-    ] = 0.5,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Seconds of each measurement.")] = 1.0,
     as_json: AsJson = False,
 ) -> None:
     """Measure batch sizes, threads and workers on some rows, and remember the best for later runs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -13,11 +14,13 @@ from batchinfer.runner.messages import Try
 from batchinfer.runner.trial_worker import TrialWorker, WorkerGoneError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from batchinfer.data import Unit
-    from batchinfer.runner.messages import Ready, Start, Tried
+    from batchinfer.runner.messages import Computing, Ready, Start, Tried
+
+_PARTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +74,7 @@ class Crew:
         return self._ready
 
     def measure(self, batching: Mapping[str, int | str], seconds: float) -> Trial:
-        """Let all workers compute at once, three times for so many seconds."""
+        """Let all workers compute at once, for so many seconds."""
         trial = Trial(
             batching=dict(batching),
             workers=self._count,
@@ -80,24 +83,32 @@ class Crew:
         )
         try:
             self.open()
-            for worker in self._workers:
-                worker.begin(Try(settings=dict(batching), seconds=seconds))
-            found = [worker.result() for worker in self._workers]
+            found = self._ask(Try(settings=dict(batching), seconds=0))
+            if not any(each.out_of_memory for each in found):
+                found = self._ask(Try(settings=dict(batching), seconds=seconds))
         except (WorkerGoneError, DeviceError) as error:
             # So does the kernel end a process that takes too much memory; the next trial begins anew.
             self.close()
             return dataclasses.replace(trial, note=error.message.splitlines()[0])
+        memory = max((each.memory for each in found if each.memory is not None), default=None)
         if any(each.out_of_memory for each in found):
-            return dataclasses.replace(trial, note="out of memory", memory=_most(found))
+            return dataclasses.replace(trial, note="out of memory", memory=memory)
+        batches = [batch for each in found for batch in each.batches]
         return dataclasses.replace(
             trial,
-            rows_per_second=sum(each.rows_per_second for each in found),
-            tokens_per_second=sum(each.tokens_per_second for each in found),
-            batch_rows=found[0].batch_rows,
-            batch_s=sum(each.batch_s for each in found) / len(found),
-            memory=_most(found),
+            rows_per_second=_rate(found, lambda batch: batch.rows),
+            tokens_per_second=_rate(found, lambda batch: batch.tokens),
+            batch_rows=statistics.mean(batch.rows for batch in batches),
+            batch_s=statistics.median(batch.ended - batch.began for batch in batches),
+            memory=memory,
             is_whole=any(each.is_whole for each in found),
         )
+
+    def _ask(self, attempt: Try) -> list[Tried]:
+        """Let every worker do the same at the same time, and wait for all."""
+        for worker in self._workers:
+            worker.begin(attempt)
+        return [worker.result() for worker in self._workers]
 
     def close(self) -> None:
         """End them."""
@@ -114,6 +125,22 @@ class Crew:
         self.close()
 
 
-def _most(found: Sequence[Tried]) -> float | None:
-    """Return the largest share of memory: each worker saw what all of them took, or has its own."""
-    return max((each.memory for each in found if each.memory is not None), default=None)
+def _rate(found: Sequence[Tried], count: Callable[[Computing], int]) -> float:
+    """Return what all workers together did in a second, while all of them were at it: the median of three
+    parts of that time. A batch counts for a part by its share in it."""
+    began, ended = max(each.began for each in found), min(each.ended for each in found)
+    length = (ended - began) / _PARTS
+    if length <= 0:
+        return 0.0
+    batches = [batch for each in found for batch in each.batches]
+
+    def done(start: float) -> float:
+        """Return what was done in the part that begins then."""
+        return sum(
+            count(batch)
+            * max(min(batch.ended, start + length) - max(batch.began, start), 0.0)
+            / max(batch.ended - batch.began, 1e-9)
+            for batch in batches
+        )
+
+    return statistics.median(done(began + part * length) / length for part in range(_PARTS))

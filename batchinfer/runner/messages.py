@@ -68,24 +68,34 @@ class Assign:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Try:
-    """Parent to worker: compute batches that are cut so, three times for `seconds`. `settings` are keys of
-    the job's `batching`."""
+    """Parent to worker: compute batches that are cut so, for so many seconds; for none, only get ready for
+    it. `settings` are keys of the job's `batching`."""
 
     settings: dict[str, int | str]
     seconds: float
     kind: Literal["try"] = "try"
 
 
+@dataclass(frozen=True, slots=True)
+class Computing:
+    """A batch that was computed: from when to when, by a clock that all processes share, its rows, and its
+    tokens without padding."""
+
+    began: float
+    ended: float
+    rows: int
+    tokens: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """Worker to parent: what came of it. Rates are the median of three; `memory` is the share of the device's
-    memory that was needed at most, None where nobody knows. `is_whole`: a batch took all rows there are."""
+    """Worker to parent: what came of it. `memory` is the share of the device's memory that was needed,
+    at most; None where nobody knows. `is_whole`: there are no rows for larger batches."""
 
-    rows_per_second: float
-    tokens_per_second: float
-    batch_rows: float
-    batch_s: float
-    memory: float | None
+    began: float = 0.0
+    ended: float = 0.0
+    batches: tuple[Computing, ...] = ()
+    memory: float | None = None
     out_of_memory: bool = False
     is_whole: bool = False
     kind: Literal["tried"] = "tried"

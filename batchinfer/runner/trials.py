@@ -6,9 +6,8 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchinfer.config import Job
@@ -21,7 +20,7 @@ from batchinfer.errors import DataError, OutOfMemory
 from batchinfer.loader.prefetch import ordered_map
 from batchinfer.loader.windows import WindowPolicy, batches_of
 from batchinfer.runner.batching import batch_policy
-from batchinfer.runner.messages import Tried, Try
+from batchinfer.runner.messages import Computing, Tried, Try
 
 if TYPE_CHECKING:
     from batchinfer.data import OutputBatch
@@ -31,18 +30,8 @@ if TYPE_CHECKING:
 _ROWS_BYTES = 256 * 1024 * 1024
 _BATCHES_BYTES = 512 * 1024 * 1024
 _ALL_ROWS = 2**40
-_ROUNDS = 3
 _GOLDEN = 0.6180339887
 """Steps of this length visit a circle evenly, wherever one stops."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Round:
-    """What was computed in some seconds."""
-
-    rows: int
-    tokens: int
-    seconds: float
 
 
 class Trials:
@@ -61,43 +50,65 @@ class Trials:
         self._memory = MemoryUse(assembly.backend, start.device)
         with closing(self._way.chunks):
             self._rows = list(self._encoded())
+        self._settings: dict[str, int | str] = {}
+        self._batches: list[HostBatch] = []
+        self._is_whole = False
         self._num_rows = sum(len(chunk.good) for chunk in self._rows)
         if not self._num_rows:
             raise DataError("none of the rows that were to be measured can be computed")
 
     def run(self, attempt: Try) -> Tried:
-        """Measure one way to cut batches."""
+        """Compute batches that are cut in one way, for so many seconds; for none, only get ready."""
+        if attempt.seconds and attempt.settings == self._settings:
+            return self._measure(attempt.seconds)
         batching = {f"batching.{name}": (value, "tried") for name, value in attempt.settings.items()}
         job = apply_resolved(self._job, {**self._job.resolved, **batching})
         policy = batch_policy(job, self._device, self._contract, self._backend)
-        whole = WindowPolicy(_ALL_ROWS, _BATCHES_BYTES)
-        self._memory.reset()
-        try:
-            batches = _spread(_within(batches_of(self._stream(policy.size, policy.by), whole, policy)))
-            # What is prepared for a shape is prepared now.
-            shapes = {tuple(getattr(c, "shape", ()) for c in b.tensors.values()): b for b in batches}
-            self._compute([*batches[: self._lanes], *(shapes.values() if policy.fixed else ())])
-            rounds = [self._round(batches, attempt.seconds) for _ in range(_ROUNDS)]
-        except OutOfMemory as error:
-            free_memory(error)
-            return Tried(
-                rows_per_second=0.0,
-                tokens_per_second=0.0,
-                batch_rows=0.0,
-                batch_s=0.0,
-                memory=self._memory.share(),
-                out_of_memory=True,
-            )
-        rows = statistics.median(each.rows / each.seconds for each in rounds)
-        mean_rows = statistics.mean(len(batch.rows) for batch in batches)
-        return Tried(
-            rows_per_second=rows,
-            tokens_per_second=statistics.median(each.tokens / each.seconds for each in rounds),
-            batch_rows=mean_rows,
-            batch_s=self._lanes * mean_rows / rows,
-            memory=self._memory.share(),
-            is_whole=len(batches) == 1 or (policy.by == "rows" and mean_rows < policy.size),
+        self._batches = []  # not those of two sizes at once
+        stream = batches_of(
+            self._stream(policy.size, policy.by), WindowPolicy(_ALL_ROWS, _BATCHES_BYTES), policy
         )
+        self._batches, self._settings = _spread(_within(stream)), attempt.settings
+        mean_rows = statistics.mean(len(batch.rows) for batch in self._batches)
+        self._is_whole = len(self._batches) == 1 or (policy.by == "rows" and mean_rows < policy.size)
+        self._memory.reset()
+        # What is prepared for a shape is prepared now.
+        shapes = {tuple(getattr(c, "shape", ()) for c in b.tensors.values()): b for b in self._batches}
+        try:
+            self._compute([*self._batches[: self._lanes], *(shapes.values() if policy.fixed else ())])
+        except OutOfMemory as error:
+            return self._too_large(error)
+        return self._measure(attempt.seconds) if attempt.seconds else Tried()
+
+    def _measure(self, seconds: float) -> Tried:
+        """Compute, again and again, and at least two batches in each lane."""
+        began = time.perf_counter()
+        num_batches = 0
+
+        def endless() -> Generator[HostBatch, None, None]:
+            """Yield batches until the time is over."""
+            nonlocal num_batches
+            for batch in itertools.cycle(self._batches):
+                if num_batches >= 2 * self._lanes and time.perf_counter() >= began + seconds:
+                    return
+                num_batches += 1
+                yield batch
+
+        try:
+            done = self._compute(endless())
+        except OutOfMemory as error:
+            return self._too_large(error)
+        return Tried(
+            began=began,
+            ended=max(each.ended for each in done),
+            batches=tuple(done),
+            memory=self._memory.share(),
+            is_whole=self._is_whole,
+        )
+
+    def _too_large(self, error: OutOfMemory) -> Tried:
+        free_memory(error)
+        return Tried(memory=self._memory.share(), out_of_memory=True)
 
     def _encoded(self) -> Iterator[EncodedChunk]:
         """Read and encode the sample, as much of it as may stay in memory."""
@@ -117,25 +128,8 @@ class Trials:
         yield from itertools.chain.from_iterable(itertools.repeat(self._rows, times))
         yield UnitEnd(self._rows[0].unit)
 
-    def _round(self, batches: Sequence[HostBatch], seconds: float) -> _Round:
-        """Compute for so many seconds, and every lane at least once."""
-        taken: list[HostBatch] = []
-        until = time.perf_counter() + seconds
-
-        def endless() -> Generator[HostBatch, None, None]:
-            """Yield batches until the time is over."""
-            for batch in itertools.cycle(batches):
-                if len(taken) >= self._lanes and time.perf_counter() >= until:
-                    return
-                taken.append(batch)
-                yield batch
-
-        began = time.perf_counter()
-        self._compute(endless())
-        took = time.perf_counter() - began
-        return _Round(sum(len(each.rows) for each in taken), sum(each.real_tokens for each in taken), took)
-
-    def _compute(self, batches: Sequence[HostBatch] | Generator[HostBatch, None, None]) -> None:
+    def _compute(self, batches: Iterable[HostBatch]) -> list[Computing]:
+        """Compute batches, in as many lanes as a run has."""
         pipeline = self._way.pipeline
 
         def compute(batch: HostBatch) -> OutputBatch:
@@ -147,8 +141,12 @@ class Trials:
         else:
             outputs = ordered_map(compute, batches, threads=self._lanes, name="compute")
         with closing(outputs):
-            for _ in outputs:
-                pass
+            return [
+                Computing(
+                    each.started, each.started + each.compute_s, len(each.batch.rows), each.batch.real_tokens
+                )
+                for each in outputs
+            ]
 
 
 def _within(batches: Iterator[HostBatch]) -> list[HostBatch]:

@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     from batchinfer.protocols import Source
 
 RISE = 0.03
-"""What a larger batch, or another worker, must gain to be worth it."""
+"""What a larger batch, or another way to compute it, must gain to be worth it."""
+WORKER_RISE = 0.1
+"""What more workers must gain: each holds the model, and its rows, once more."""
 SAFE = 0.9
 """The share of the device's memory that may be needed at most."""
 
 _PIECES = 16
+_PATIENCE = 5
+"""Measurements' times that one batch of the usual size may take to be measured as well."""
 _FEWEST = {"rows": 8, "tokens": 64, "bytes": 1024}
 _MOST_WORKERS = {"cpu": 8, "cuda": 4}
 _BUCKETS = (8, 16)
@@ -168,7 +172,8 @@ class _Search:
         if ends_at:
             self.reasons.append(f"{ends_at:,} {by} at once do not fit, or leave less than a tenth free")
         known = [trial for trial in self.trials if trial.batching["size"] == usual]
-        if not known and not 0 < ends_at <= usual and not best.is_whole:
+        is_slow = usual * best.batch_s / int(best.batching["size"]) > _PATIENCE * self.seconds
+        if not known and not 0 < ends_at <= usual and not best.is_whole and not is_slow:
             known = [self._measure(crew, {"by": by, "size": usual})]
         # What suits every stage stays, where the model alone gains nothing.
         if known and self._fits(known[0]) and not _gains(best, known[0]):
@@ -200,14 +205,14 @@ class _Search:
             )
             with Crew(start, self.units, workers=workers) as crew:
                 trial = self._measure(crew, best.batching)
-            if self._better(best, trial) is best:
+            if self._better(best, trial, rise=WORKER_RISE) is best:
                 break
             best, workers = trial, workers * 2
         return best
 
-    def _better(self, best: Trial, trial: Trial) -> Trial:
+    def _better(self, best: Trial, trial: Trial, *, rise: float = RISE) -> Trial:
         """Return which of two is to be preferred, and say why where it is the older."""
-        if self._fits(trial) and _gains(trial, best):
+        if self._fits(trial) and _gains(trial, best, rise):
             return trial
         told = f"{_gain(trial, best)} against {_way(best)}" if self._fits(trial) else trial.note
         self.reasons.append(f"{_way(trial)}: {told}")
@@ -217,8 +222,8 @@ class _Search:
         return trial.rate > 0 and (trial.memory is None or trial.memory <= SAFE)
 
 
-def _gains(trial: Trial, best: Trial) -> bool:
-    return trial.rate > best.rate * (1 + RISE)
+def _gains(trial: Trial, best: Trial, rise: float = RISE) -> bool:
+    return trial.rate > best.rate * (1 + rise)
 
 
 def _gain(trial: Trial, best: Trial) -> str:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from tests.backends.onnx_models import two_layers
 from tests.conftest import Run, doubling_job, write_shards
 
 ALONE = {"workers_per_device": 1, "threads": 1}
@@ -20,7 +21,7 @@ ALONE = {"workers_per_device": 1, "threads": 1}
 
 def tuned(batchinfer: Run, job: Path, *arguments: str) -> dict[str, Any]:
     """Tune a job, and return what was found."""
-    done = batchinfer("tune", str(job), "--seconds", "0.05", "--json", *arguments)
+    done = batchinfer("tune", str(job), "--seconds", "0.25", "--json", *arguments)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -41,7 +42,7 @@ def test_the_best_size_is_found_and_kept(
     assert (found["chosen"]["workers"], found["counted"], found["rows"]) == (1, "rows", 450)
     assert any(reason.startswith("128 rows at once: -") for reason in found["reasons"])
     sizes = [trial["batching"]["size"] for trial in found["trials"] if trial["workers"] == 1]
-    assert sizes[:6] == [8, 16, 32, 64, 128, 8192]
+    assert sizes[:5] == [8, 16, 32, 64, 128]
     begun = batchinfer("run", str(job), "--set", "limits.max_rows=100")
     assert begun.returncode == 75, begun.stderr
     assert 'batching.size="64 (tuned 20' in begun.stderr
@@ -56,14 +57,13 @@ def test_the_best_size_is_found_and_kept(
     assert 'batching.size="64 (tuned 20' in resumed.stderr
     anew = batchinfer("run", str(job), "--force")
     assert 'batching.size="16 (tuned 20' in anew.stderr, anew.stderr
-    asked = batchinfer("run", str(job), "--set", "batching.size=7", "--set", "output.path=other/")
-    assert 'batching.size="7 (as asked)"' in asked.stderr, asked.stderr
 
     cache.write_text('{"half')
-    damaged = batchinfer("run", str(job), "--force")
+    damaged = batchinfer("run", str(job), "--force", "--set", "compute.readers=1")
     assert damaged.returncode == 0, damaged.stderr
     assert f"{cache} is damaged" in damaged.stderr
     assert "batching.size=8192 " in damaged.stderr
+    assert 'compute.readers="1 (as asked)"' in damaged.stderr
 
 
 def test_memory_ends_the_climb(tmp_path: Path, batchinfer: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,10 +72,10 @@ def test_memory_ends_the_climb(tmp_path: Path, batchinfer: Run, monkeypatch: pyt
     write_shards(tmp_path / "in", [300])
     model = {"seconds_per_batch": 0.01, "memory_rows": 100}
     job = doubling_job(tmp_path, batching={"size": "auto"}, model=model, compute=ALONE)
-    done = batchinfer("tune", str(job), "--seconds", "0.05")
+    done = batchinfer("tune", str(job), "--seconds", "0.25")
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert [line for line in lines if line[-1:] == ["chosen"]][0][:2] == ["64", "rows"], done.stdout
+    assert next(line for line in lines if line[-1:] == ["chosen"])[:2] == ["64", "rows"], done.stdout
     assert "64%" in done.stdout
     assert "out of memory" in done.stdout
     assert "128 rows at once do not fit" in done.stdout
@@ -83,11 +83,19 @@ def test_memory_ends_the_climb(tmp_path: Path, batchinfer: Run, monkeypatch: pyt
 
 
 def test_a_real_model(tmp_path: Path, batchinfer: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An ONNX model is measured in the batches of tokens or rows that a run would cut, by one and by several
+    """An ONNX model is measured in the batches that a run would cut, by one and by several
     threads; the run takes what was found."""
     monkeypatch.setenv("BATCHINFER_CACHE", str(tmp_path / "kept"))
-    two_layers(tmp_path / "model.onnx")
     rng = np.random.default_rng(0)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 64])],
+        [numpy_helper.from_array(rng.random((64, 64), np.float32), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
     rows = pa.FixedSizeListArray.from_arrays(pa.array(rng.random(64 * 500, np.float32)), 64)
     pq.write_table(pa.table({"x": rows}), tmp_path / "in.parquet")
     document = {
@@ -95,13 +103,19 @@ def test_a_real_model(tmp_path: Path, batchinfer: Run, monkeypatch: pytest.Monke
         "input": {"path": "in.parquet"},
         "model": {"path": "model.onnx"},
         "output": {"path": "out/"},
+        "compute": {"workers_per_device": 1},
     }
     (tmp_path / "job.yaml").write_text(json.dumps(document))
     found = tuned(batchinfer, tmp_path / "job.yaml", "--rows", "200")
     assert 190 <= found["rows"] <= 210
     assert all(trial["rows_per_second"] > 0 and 0 < trial["memory"] < 1 for trial in found["trials"])
-    assert max(trial["rows_per_second"] for trial in found["trials"]) <= 1.04 * found["chosen"]["rows_per_second"]
+    assert (
+        max(trial["rows_per_second"] for trial in found["trials"])
+        <= 1.04 * found["chosen"]["rows_per_second"]
+    )
     done = batchinfer("run", str(tmp_path / "job.yaml"))
     assert done.returncode == 0, done.stderr
     size = found["chosen"]["batching"]["size"]
     assert f'batching.size="{size} (tuned ' in done.stderr
+    # What else depends on how many workers there are, which this job says itself.
+    assert 'compute.workers_per_device="1 (as asked)"' in done.stderr
