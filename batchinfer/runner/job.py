@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from batchinfer.clock import SystemClock
@@ -18,6 +18,7 @@ from batchinfer.runner.claims import Claims
 from batchinfer.runner.deal import Deal, LeaseDeal, StaticDeal, Supersession
 from batchinfer.runner.environment import worker_environment
 from batchinfer.runner.finish import finish
+from batchinfer.runner.forecast import against
 from batchinfer.runner.keeper import DealtWork, Keeper
 from batchinfer.runner.ledger import read_ledger
 from batchinfer.runner.limits import LimitedWork
@@ -46,16 +47,18 @@ def run(
     force: bool = False,
     measure: bool = False,
     standby: Standby | None = None,
+    prepared: Prepared | None = None,
 ) -> RunReport:
     """Run a job to its end and report. Raises what ended it early; observers hear of it first.
 
     With a `share`, only this process's part of it. `force` begins a new generation of the output;
     `measure` compares the run with its model alone, at the end. A worker that is on `standby` is the first.
+    With what is `prepared` already, that is run, whatever the job says of its input.
     """
     tuned = find_tuned(job, machine)
     resolved = resolve(job, machine, tuned=tuned)
     session = _Session(resolved, observers, share or Share(), force=force, measure=measure)
-    session.standby, session.tuned = standby, tuned
+    session.standby, session.tuned, session.prepared = standby, tuned, prepared
     try:
         report = session.run()
     except BaseException as error:
@@ -113,6 +116,7 @@ class _Session:
         self.announced = False
         self.standby: Standby | None = None
         self.tuned: Tuned | None = None
+        self.prepared: Prepared | None = None
         self._budget = Budget(job, rows_planned=0)
 
     @property
@@ -133,7 +137,7 @@ class _Session:
             self.standby.expect(self._job, self._environment())
         with Interrupts() as interrupts:
             while True:
-                prepared = prepare(self._job, force=self._force, tuned=self.tuned)
+                prepared = self.prepared or prepare(self._job, force=self._force, tuned=self.tuned)
                 try:
                     report = self._run(prepared, interrupts)
                 except _OtherPlanError:
@@ -362,7 +366,7 @@ class _Session:
 
     def _report(self, prepared: Prepared, pending: Sequence[int], manifest: Mapping[str, Any]) -> RunReport:
         plan, planned = prepared.plan, manifest["rows_planned"]
-        return RunReport(
+        report = RunReport(
             job=self._job.name,
             run=self._run_id,
             plan=plan.plan8,
@@ -379,6 +383,7 @@ class _Session:
             errors=self._budget.samples,
             settings=self._settings,
         )
+        return replace(report, forecast=against(prepared, report, devices=len(self._devices())))
 
 
 def _urls(job: Job) -> list[str]:

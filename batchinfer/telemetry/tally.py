@@ -15,6 +15,7 @@ from batchinfer.events import (
     Event,
     RunFinished,
     RunStarted,
+    SettingsChosen,
     StagesTimed,
     UnitCommitted,
     Warned,
@@ -130,7 +131,7 @@ class Tally:
                 self._warnings += 1
             case RunFinished():
                 self._finished, self._ended_at = event, now
-            case WorkerSaid():
+            case WorkerSaid() | SettingsChosen():
                 pass
 
     def _worker(self, index: int) -> _Worker:
