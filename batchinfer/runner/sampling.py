@@ -33,8 +33,8 @@ class Sampled:
     """What a sample took. Times in seconds.
 
     `start_s` and `end_s` are those before the first row and after the last commit; `load_s` is the part of
-    the first that a worker took. `stream_s` passed from the first to the last. `commits` are the moments in it at
-    which units were committed, with their rows; `compute_s` is what the device's lanes computed, together.
+    the first that a worker took. `stream_s` passed between the two; `commits` are the moments in it at which
+    units were committed, with their rows. `compute_s` is what the device's lanes computed, together.
     """
 
     rows: int
@@ -98,7 +98,8 @@ def _batch_rows(real: Prepared, resolved: Job) -> int:
 
 def _sampled(real: Prepared, stand: Prepared, num_rows: int, batch_rows: int) -> Prepared:
     """Return the stand-in with a plan of pieces of the real one."""
-    each = max(_BATCHES * batch_rows, _FEWEST_ROWS, num_rows // _PIECES)
+    few = min(_FEWEST_ROWS, real.planned_rows(real.pending) // (2 * _PIECES))
+    each = max(_BATCHES * batch_rows, few, num_rows // _PIECES)
     pieces = max(1, num_rows // each)
     units = spread(real.plan, max(num_rows, each), pieces=pieces, units=real.pending)
     plan = dataclasses.replace(

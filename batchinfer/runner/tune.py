@@ -153,6 +153,9 @@ class _Search:
         ends_at = 0
         while size:
             trial = self._measure(crew, {"by": by, "size": size})
+            if best is not None and self._fits(trial) and not _gains(trial, best):
+                # One that does not gain ends it: not by chance.
+                trial = max(trial, self._measure(crew, {"by": by, "size": size}), key=lambda each: each.rate)
             if not self._fits(trial):
                 ends_at, descends = size, best is None
                 size = size // 2 if descends else 0

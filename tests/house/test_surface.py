@@ -36,7 +36,7 @@ EXIT_CODES = {
 VERBS = {
     "init": {"model", "data", "--output", "--write", "-w"},
     "validate": {"job", "--param", "-p", "--set", "-s", "--model", "--no-model"},
-    "plan": {"job", "--param", "-p", "--set", "-s", "--json"},
+    "plan": {"job", "--param", "-p", "--set", "-s", "--sample", "--json"},
     "tune": {"job", "--param", "-p", "--set", "-s", "--rows", "-n", "--seconds", "--json"},
     "preview": {"job", "--param", "-p", "--set", "-s", "--rows", "-n", "--json"},
     "run": {

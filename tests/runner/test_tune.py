@@ -42,7 +42,7 @@ def test_the_best_size_is_found_and_kept(
     assert (found["chosen"]["workers"], found["counted"], found["rows"]) == (1, "rows", 450)
     assert any(reason.startswith("128 rows at once: -") for reason in found["reasons"])
     sizes = [trial["batching"]["size"] for trial in found["trials"] if trial["workers"] == 1]
-    assert sizes[:5] == [8, 16, 32, 64, 128]
+    assert sizes[:6] == [8, 16, 32, 64, 128, 128]
     begun = batchinfer("run", str(job), "--set", "limits.max_rows=100")
     assert begun.returncode == 75, begun.stderr
     assert 'batching.size="64 (tuned 20' in begun.stderr
@@ -80,6 +80,44 @@ def test_memory_ends_the_climb(tmp_path: Path, batchinfer: Run, monkeypatch: pyt
     assert "out of memory" in done.stdout
     assert "128 rows at once do not fit" in done.stdout
     assert "remembered nowhere" in done.stdout
+
+
+TOKENS = """
+import time
+
+import numpy as np
+
+
+class Tokens:
+    inputs = {"ids": "int64[?, ?]"}
+    outputs = {"total": "int64[?]"}
+
+    def __call__(self, batch):
+        ids = batch["ids"]
+        time.sleep(0.002 + 1e-5 * ids.size)
+        return {"total": ids.sum(axis=1)}
+"""
+
+
+def test_tokens_are_the_budget(tmp_path: Path, batchinfer: Run) -> None:
+    """Rows of varying length are tuned by padded tokens, and compared by real ones."""
+    (tmp_path / "tokens.py").write_text(TOKENS)
+    ids = [[1] * (1 + row * 7 % 60) for row in range(600)]
+    pq.write_table(pa.table({"ids": pa.array(ids, pa.list_(pa.int64()))}), tmp_path / "in.parquet")
+    document = {
+        "job": "tokens",
+        "input": {"path": "in.parquet"},
+        "model": {"backend": "python", "entry": "tokens:Tokens"},
+        "output": {"path": "out/"},
+        "compute": ALONE,
+    }
+    (tmp_path / "job.yaml").write_text(json.dumps(document))
+    found = tuned(batchinfer, tmp_path / "job.yaml")
+    assert found["counted"] == "tokens"
+    assert found["chosen"]["batching"]["by"] == "tokens"
+    # A token takes 10 us, a batch 2 ms more: the fixed part must have become small.
+    assert found["chosen"]["batching"]["size"] >= 512
+    assert [trial["batching"]["size"] for trial in found["trials"]][:2] == [64, 128]
 
 
 def test_a_real_model(tmp_path: Path, batchinfer: Run, monkeypatch: pytest.MonkeyPatch) -> None:
