@@ -25,7 +25,7 @@ _WINDOWS = 4
 _LEAST_DOUBT = 0.15
 """Machines are as noisy as that, whatever a sample shows."""
 _SHORT_S = 2.0
-"""A sample that streams for less says little of the pace between its units' ends."""
+"""A sample that streams for less says little of the pace of a long run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,21 +110,23 @@ def _line(rows: int, units: int, sampled: Sampled, devices: int, limits: LimitsO
 def _seconds(rows: int, sampled: Sampled, devices: int) -> Range:
     """Return the time from start to end.
 
-    At best, devices never wait for rows; at worst, units take as long as the small ones of the sample, each
-    of which begins and ends. Between the two lies the pace at which the sample's units were committed.
+    Expected is the pace at which the sample's units were committed, after the first. At best, devices wait for
+    rows less than they did; at worst, part of what it took to fill the pipeline returns with every unit.
     """
     scale = rows / sampled.rows * sampled.devices / devices
     computing_s = min(sampled.compute_s / max(sampled.lanes, 1), sampled.stream_s)
     pace_s = min(max(_pace_s(sampled), computing_s), sampled.stream_s)
-    fast_s = computing_s if sampled.stream_s < _SHORT_S else max(computing_s, pace_s / 1.5)
+    fill_s = sampled.stream_s - pace_s
+    faster, again = (3.0, 0.5) if sampled.stream_s < _SHORT_S else (1.5, 0.25)
+    fast_s, slow_s = max(computing_s, pace_s / faster), pace_s + again * fill_s
     doubt = max(_LEAST_DOUBT, _spread(sampled.commits))
     around_s = sampled.start_s + sampled.end_s
     # A worker's start overlaps with reading the job, where it is run for itself.
     least_s = min(sampled.load_s + sampled.end_s, around_s)
     return Range(
         least_s * (1 - _LEAST_DOUBT) + fast_s * scale * (1 - doubt),
-        around_s + pace_s * scale,
-        around_s * (1 + 2 * _LEAST_DOUBT) + sampled.stream_s * scale * (1 + doubt),
+        around_s + fill_s + pace_s * scale,
+        (around_s + fill_s) * (1 + 2 * _LEAST_DOUBT) + slow_s * scale * (1 + doubt),
     )
 
 
