@@ -29,10 +29,12 @@ def command(
 ) -> None:
     """Show units, rows and bytes, and what is committed already. Reads footers, writes nothing."""
     from batchinfer.runner.prepare import prepare
-    from batchinfer.runner.tuned import find_tuned
+    from batchinfer.runner.tuned import CHOICES, find_tuned
 
-    loaded, machine = load(job, param, set_), this_machine()
-    prepared = prepare(loaded, tuned=find_tuned(loaded, machine))
+    loaded = load(job, param, set_)
+    # Whoever has tuned nothing need not ask what this machine has.
+    tuned = find_tuned(loaded, this_machine()) if CHOICES.entries() else None
+    prepared = prepare(loaded, tuned=tuned)
     made = None if sample is None else foretell(prepared, job, param, set_, num_rows=sample)
     plan, pending = prepared.plan, prepared.pending
     facts: dict[str, object] = {

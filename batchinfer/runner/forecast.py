@@ -110,8 +110,8 @@ def _line(rows: int, units: int, sampled: Sampled, devices: int, limits: LimitsO
 def _seconds(rows: int, sampled: Sampled, devices: int) -> Range:
     """Return the time from start to end.
 
-    Expected is the pace at which the sample's units were committed, after the first. At best, devices wait for
-    rows less than they did; at worst, part of what it took to fill the pipeline returns with every unit.
+    Expected is the pace at which the sample's units were committed, after the first. At best, devices wait
+    less for rows; at worst, part of what it took to fill the pipeline returns with every unit.
     """
     scale = rows / sampled.rows * sampled.devices / devices
     computing_s = min(sampled.compute_s / max(sampled.lanes, 1), sampled.stream_s)
