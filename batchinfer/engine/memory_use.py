@@ -17,7 +17,7 @@ _KIB = 1024
 
 class MemoryUse:
     """The share of a device's memory that was taken at most since `reset`: on "cuda:N" by torch and the
-    driver, on "cpu" by the kernel, against what this process has and could still get.
+    driver; on "cpu" since the process began, against what it has and could still get.
 
     A backend that knows better, as it has a device of its own, says so itself (`peak_memory`).
     """
@@ -33,9 +33,7 @@ class MemoryUse:
         if self._ask is not None:
             self._ask()
         elif self._device == "cpu":
-            # 5: the kernel forgets how large the process was (proc_pid_clear_refs(5)).
-            with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")
+            # Not the kernel's mark of how large the process was: the run reports that one.
             self._room = _of_process("VmRSS") + _available_bytes()
         elif (torch := _torch()) is not None:
             torch.cuda.reset_peak_memory_stats(self._device)
@@ -74,22 +72,26 @@ def _torch() -> Any:
 
 def _of_process(name: str) -> int:
     """Return one of this process's sizes, in bytes; 0 where the kernel does not tell."""
-    return _kib("/proc/self/status", name)
+    return _field("/proc/self/status", f"{name}:") * _KIB
 
 
 def _available_bytes() -> int:
     """Return what the machine, or this process's container, could still give."""
-    found = [_kib("/proc/meminfo", "MemAvailable")]
+    found = [_field("/proc/meminfo", "MemAvailable:") * _KIB]
     with contextlib.suppress(OSError, ValueError):
         folder = Path("/sys/fs/cgroup")
         most = int((folder / "memory.max").read_text())
-        found.append(max(most - int((folder / "memory.current").read_text()), 0))
+        taken = int((folder / "memory.current").read_text())
+        # Pages of files count as taken, and go when they are needed otherwise.
+        files = sum(_field(f"{folder}/memory.stat", name) for name in ("active_file", "inactive_file"))
+        found.append(max(most - taken + files, 0))
     return min(found)
 
 
-def _kib(path: str, name: str) -> int:
+def _field(path: str, name: str) -> int:
+    """Return the number after a name at the start of a line; 0 where there is none."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path(path).read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * _KIB
+            if line.split(maxsplit=1)[:1] == [name]:
+                return int(line.split()[1])
     return 0
