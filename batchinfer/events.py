@@ -25,6 +25,13 @@ class RunStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsChosen:
+    """What the job left open, and what became of it: by key, a value and why (`256 (tuned 2026-12-01)`)."""
+
+    settings: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReady:
     """A worker has its model. `load_s` seconds passed since it was started; it computes `lanes` batches
     at once."""
@@ -128,6 +135,7 @@ class RunFinished:
 
 Event: TypeAlias = (
     RunStarted
+    | SettingsChosen
     | WorkerReady
     | BatchFinished
     | StagesTimed

@@ -106,6 +106,9 @@ class Backend(Protocol):
     of batches, has them come in few. `packing()` returns a `Packing` where rows may come packed, and None
     where they may not; called once, before the first batch.
 
+    A backend whose device is its own may have `peak_memory()`: the share of that device's memory, from 0
+    to 1, which was taken at most since it was asked last; None where it does not know.
+
     A class may name in `libraries` what `load` imports; on a CPU it is imported while the run is planned.
     """
 

@@ -228,9 +228,12 @@ def _run_error(error: Exception, tensors: Mapping[str, Any]) -> BatchinferError:
     shapes = ", ".join(
         f"{name} {list(getattr(value, 'shape', (len(value),)))}" for name, value in tensors.items()
     )
-    if _is_device_trouble(error):
+    no_memory = isinstance(error, MemoryError)
+    if no_memory or _is_device_trouble(error):
         fault = fault_of(error)
-        no_memory = harm_of(fault) == "memory" if fault else any(mark in str(error) for mark in _NO_MEMORY)
+        # onnxruntime has no type and no code of its own for it.
+        said = harm_of(fault) == "memory" if fault else any(mark in str(error) for mark in _NO_MEMORY)
+        no_memory = no_memory or said
         found = (OutOfMemory if no_memory else DeviceError)(
             f"the device failed on a batch of {shapes}: {_first_line(error)}",
             hint="try a smaller batching.size",

@@ -50,6 +50,9 @@ class SimulatedOptions(ModelOptions):
     exclusive: bool = neutral(default=False)
     """Compute one batch at a time across all processes of this machine, as one device would."""
 
+    cache_rows: int | None = neutral(None, ge=1)
+    """Rows that its cache holds: each row of a batch beyond them takes twice as long."""
+
     memory_rows: int | None = neutral(None, ge=1)
     """Rows that its memory holds: a larger batch is refused, as a device would."""
 
@@ -97,6 +100,7 @@ class SimulatedBackend:
         self._batches = 0
         self._failed: Counter[float] = Counter()
         self._leaked: list[bytearray] = []
+        self._most_rows = 0
         self._faults = np.array([float(value) for value in options.faults])
         self.inputs: Sequence[TensorSpec] = ()
         self.outputs: Sequence[TensorSpec] = ()
@@ -126,7 +130,9 @@ class SimulatedBackend:
         sums = [_row_sums(tensors[spec.name]) for spec in self.inputs]
         num_rows = len(sums[0])
         with self._alone():
-            self.clock.sleep(self._options.seconds_per_batch + num_rows * self._options.seconds_per_row)
+            beyond = max(num_rows - (self._options.cache_rows or num_rows), 0)
+            took = (num_rows + beyond) * self._options.seconds_per_row
+            self.clock.sleep(self._options.seconds_per_batch + took)
         self._batches += 1
         if self._options.leak_bytes:
             self._leaked.append(bytearray(b"x") * self._options.leak_bytes)
@@ -134,6 +140,7 @@ class SimulatedBackend:
         doubled = 2 * total + self._device_error()
         if self._options.memory_rows is not None and num_rows > self._options.memory_rows:
             raise OutOfMemory(f"the simulated device's memory holds {self._options.memory_rows} rows")
+        self._most_rows = max(self._most_rows, num_rows)
         keep = np.ones(num_rows, dtype=bool)
         for value in np.intersect1d(total, self._faults):
             fault, hit = self._options.faults[str(float(value))], total == value
@@ -158,6 +165,11 @@ class SimulatedBackend:
         """Count an attempt at a row, and tell whether what was wrong with it has passed."""
         self._failed[value] += 1
         return self._options.recovers is not None and self._failed[value] > self._options.recovers
+
+    def peak_memory(self) -> float | None:
+        """Return the share of its memory that the batches since the last question took at most."""
+        most, self._most_rows = self._most_rows, 0
+        return most / self._options.memory_rows if self._options.memory_rows else None
 
     def close(self) -> None:
         """Forget the lock file; it stays, so that nobody waits on another one."""

@@ -21,6 +21,7 @@ from batchinfer.cli import (
     run,
     schema,
     status,
+    tune,
     validate,
     verify,
 )
@@ -56,7 +57,7 @@ def _global(
     pass
 
 
-for _verb in (init, validate, plan, preview, run, status, errors, retry, verify, gc, schema, doctor):
+for _verb in (init, validate, plan, tune, preview, run, status, errors, retry, verify, gc, schema, doctor):
     app.command(name=_verb.NAME)(_verb.command)
 
 

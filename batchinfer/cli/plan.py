@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
-from batchinfer.cli.arguments import AsJson, JobFile, Params, Sets, load
+from batchinfer.cli.arguments import AsJson, JobFile, Params, Sets, load, this_machine
+from batchinfer.cli.forecast import foretell, show_forecast, size_of
 
 NAME = "plan"
 
 
-def command(job: JobFile, *, param: Params = None, set_: Sets = None, as_json: AsJson = False) -> None:
+def command(
+    job: JobFile,
+    *,
+    param: Params = None,
+    set_: Sets = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="ROWS", help="Run about so many rows, write nothing, and forecast the rest."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show units, rows and bytes, and what is committed already. Reads footers, writes nothing."""
     from batchinfer.runner.prepare import prepare
+    from batchinfer.runner.tuned import CHOICES, find_tuned
 
-    prepared = prepare(load(job, param, set_))
+    loaded = load(job, param, set_)
+    # Whoever has tuned nothing need not ask what this machine has.
+    tuned = find_tuned(loaded, this_machine()) if CHOICES.entries() else None
+    prepared = prepare(loaded, tuned=tuned)
+    made = None if sample is None else foretell(prepared, job, param, set_, num_rows=sample)
     plan, pending = prepared.plan, prepared.pending
-    facts = {
+    facts: dict[str, object] = {
         "job": plan.job,
         "plan": plan.plan8,
         "fingerprint": plan.fingerprint,
@@ -29,13 +49,15 @@ def command(job: JobFile, *, param: Params = None, set_: Sets = None, as_json: A
         "rows_left": prepared.planned_rows(pending),
         "output": prepared.job.output.path,
     }
+    if made is not None:
+        facts["forecast"] = asdict(made)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
     where = prepared.job.input.where or prepared.job.input.sample
     typer.echo(f"{plan.job}   plan {plan.plan8}")
     typer.echo(
-        f"  input    {facts['shards']:,} shards, {facts['rows']:,} rows, {_bytes(facts['input_bytes'])}"
+        f"  input    {facts['shards']:,} shards, {facts['rows']:,} rows, {size_of(facts['input_bytes'])}"
     )
     if where:
         typer.echo(f"           before `{where}`, which each unit applies as it reads")
@@ -45,12 +67,5 @@ def command(job: JobFile, *, param: Params = None, set_: Sets = None, as_json: A
         f"  done     {facts['units_done']:,} units; left {len(pending):,} with {facts['rows_left']:,} rows"
     )
     typer.echo(f"  output   {facts['output']}")
-
-
-def _bytes(count: object) -> str:
-    size = float(count)  # type: ignore[arg-type]
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1024 or unit == "TiB":  # noqa: PLR2004 - binary prefixes
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError("unreachable")
+    if made is not None:
+        show_forecast(made)

@@ -7,7 +7,15 @@ from batchinfer.config.fingerprints import Fingerprint, diff, fingerprint
 from batchinfer.config.hashing import content_sha256
 from batchinfer.config.job import Job, Step
 from batchinfer.config.load import load_job
-from batchinfer.config.machine import Machine, batch_size, resolve, usable_cores, window_rows
+from batchinfer.config.machine import (
+    Machine,
+    Tuned,
+    batch_size,
+    resolve,
+    settled,
+    usable_cores,
+    window_rows,
+)
 from batchinfer.config.schema import json_schema
 
 __all__ = [
@@ -15,6 +23,7 @@ __all__ = [
     "Job",
     "Machine",
     "Step",
+    "Tuned",
     "batch_size",
     "check_files",
     "content_sha256",
@@ -23,6 +32,7 @@ __all__ = [
     "json_schema",
     "load_job",
     "resolve",
+    "settled",
     "usable_cores",
     "window_rows",
 ]

@@ -19,8 +19,11 @@ By = Literal["rows", "tokens", "bytes"]
 """What the size of a batch counts."""
 
 _MAX_READERS = 4
-_CONCURRENT = frozenset({"onnx"})
+CONCURRENT = frozenset({"onnx"})
 """Backends whose model may be called by several threads at once, on a CPU."""
+
+TUNED = ("workers_per_device", "concurrency", "threads")
+"""Keys of `compute` that are tuned together: each depends on the others."""
 
 _TOKENS = {"cpu": 512, "cuda": 16_384}
 _BATCH_BYTES = {"cpu": 2**20, "cuda": 2**27}
@@ -40,8 +43,23 @@ class Machine:
     gpus: tuple[str, ...] = ()
 
 
-def resolve(job: Job, machine: Machine) -> Job:
-    """Return the job with every `auto` of `compute` replaced, and why, in `resolved`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """What `tune` chose for a model on a device, `on` a day: keys of `batching` and of `compute`."""
+
+    on: str
+    batching: Mapping[str, int | str]
+    compute: Mapping[str, int]
+
+    @property
+    def why(self) -> str:
+        """The reason that is shown beside a value."""
+        return f"tuned {self.on}"
+
+
+def resolve(job: Job, machine: Machine, *, tuned: Tuned | None = None) -> Job:
+    """Return the job with every `auto` of `compute` replaced, and why, in `resolved`; by what was `tuned`
+    where the job leaves all of it open.
 
     Batch sizes wait for the tensors, unit sizes for the listing. Raises DeviceError where the job
     asks for a device that the machine lacks.
@@ -54,18 +72,28 @@ def resolve(job: Job, machine: Machine) -> Job:
     devices, why = _devices(job, machine)
     resolved["compute.devices"] = (devices, why)
     compute = job.compute
+    if any(_number(getattr(compute, name)) for name in TUNED):
+        tuned = None
     per_device = _number(compute.workers_per_device)
-    resolved["compute.workers_per_device"] = (per_device or 1, "as asked" if per_device else "one each")
+    if tuned:
+        per_device = tuned.compute["workers_per_device"]
+    resolved["compute.workers_per_device"] = (
+        per_device or 1,
+        tuned.why if tuned else "as asked" if per_device else "one each",
+    )
     workers = len(devices) * (per_device or 1)
     share = f"{machine.cores} cores / {workers} worker{'s' if workers > 1 else ''}"
     cores = max(1, machine.cores // workers)
     concurrency, why = _concurrency(job, devices, cores)
-    resolved["compute.concurrency"] = (concurrency, why)
     threads = _number(compute.threads)
+    resolved["compute.concurrency"] = (concurrency, why)
     resolved["compute.threads"] = (
         threads or max(1, cores // concurrency),
         "as asked" if threads else f"{share} / {concurrency} batches at once" if concurrency > 1 else share,
     )
+    if tuned:
+        for name in ("concurrency", "threads"):
+            resolved[f"compute.{name}"] = (tuned.compute[name], tuned.why)
     readers = _number(compute.readers)
     usual = min(_MAX_READERS, cores)
     why = "as asked" if readers else f"{share}, at most {_MAX_READERS}"
@@ -79,13 +107,26 @@ def resolve(job: Job, machine: Machine) -> Job:
 
 
 def apply_resolved(job: Job, resolved: Mapping[str, tuple[Any, str]]) -> Job:
-    """Return the job with resolved values of `compute` put in."""
-    values = {
-        name.removeprefix("compute."): tuple(value) if isinstance(value, list) else value
-        for name, (value, _) in resolved.items()
-        if name.startswith("compute.")
-    }
-    return dataclasses.replace(job, compute=job.compute.model_copy(update=values), resolved=dict(resolved))
+    """Return the job with resolved values of `compute` and `batching` put in."""
+    values: dict[str, dict[str, Any]] = {"compute": {}, "batching": {}}
+    for name, (value, _) in resolved.items():
+        section, _, key = name.partition(".")
+        if section in values:
+            values[section][key] = tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(
+        job,
+        compute=job.compute.model_copy(update=values["compute"]),
+        batching=job.batching.model_copy(update=values["batching"]),
+        resolved=dict(resolved),
+    )
+
+
+def settled(job: Job, tuned: Tuned) -> Job:
+    """Return the job with the batches that were tuned put in, where it leaves their size open."""
+    if job.batching.size != "auto":
+        return job
+    batching = {f"batching.{name}": (value, tuned.why) for name, value in tuned.batching.items()}
+    return apply_resolved(job, {**job.resolved, **batching})
 
 
 def _concurrency(job: Job, devices: tuple[str, ...], cores: int) -> tuple[int, str]:
@@ -100,7 +141,7 @@ def _concurrency(job: Job, devices: tuple[str, ...], cores: int) -> tuple[int, s
         )
     if asked:
         return asked, "as asked"
-    if not on_cpu or job.model.backend not in _CONCURRENT:
+    if not on_cpu or job.model.backend not in CONCURRENT:
         return 1, "one after the other"
     threads = _number(job.compute.threads)
     return max(1, cores // (threads or 1)), "every core a batch of its own"

@@ -154,7 +154,9 @@ class BatchingOptions(Options):
     """How rows are put together for one forward pass."""
 
     size: Count | ByteText | Literal["auto"] = "auto"
-    """Rows of a batch; or padded tokens, or bytes, see `by`. Text such as 8MiB counts bytes."""
+    """Rows of a batch; or padded tokens, or bytes, see `by`. Text such as 8MiB counts bytes. auto: what
+    `batchinfer tune` measured for this model on this device, else by rule. An output that has begun keeps
+    its size."""
 
     by: Literal["auto", "rows", "tokens", "bytes"] = "auto"
     """What `size` counts. rows; tokens, padding included; bytes of the model's inputs as they reach the
@@ -249,7 +251,8 @@ class ComputeOptions(Options):
     simulated backend has as many devices as a list names: [simulated:0, simulated:1]."""
 
     workers_per_device: Count | Literal["auto"] = neutral("auto")
-    """Worker processes that share a device."""
+    """Worker processes that share a device. auto: what `batchinfer tune` measured, where `concurrency` and
+    `threads` are left open as well; else 1."""
 
     concurrency: Count | Literal["auto"] = neutral("auto")
     """Batches that a worker computes at once on a CPU, by a model that several threads may call. auto: as

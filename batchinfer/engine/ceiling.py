@@ -1,45 +1,54 @@
-"""How much of a batch fits into memory at once: learnt from batches that did not, remembered for later runs.
-
-Remembered is what a machine's user may lose at any time: a small JSON file in the user's cache folder.
-"""
+"""How much of a batch fits into memory at once: learnt from batches that did not, kept for later runs."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import sys
-import tempfile
-import time
-from pathlib import Path
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from batchinfer.engine.remembered import Remembered
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from batchinfer.data import HostBatch
+    from batchinfer.engine.memory_use import MemoryUse
 
-_KEPT_S = 30 * 86_400.0
-_MOST_ENTRIES = 256
+_PATIENCE = 16
+"""Batches that must have gone through at a ceiling before a higher one is tried."""
+_SAFE = 0.8
+"""Share of the memory that they must have left a fifth of: one step up takes a quarter more."""
+
+
+def _is_sound(entry: Mapping[str, Any]) -> bool:
+    return all(int(bucket) >= -1 and int(most) > 0 for bucket, most in entry["most"].items())
+
+
+_CEILINGS = Remembered("memory", days=30, is_sound=_is_sound)
 
 
 class Ceiling:
     """Rows that fit, by how long they are: by powers of two. Of packed rows, the tokens that fit.
 
-    `model` and `device` say for whom it holds. Not thread-safe where it matters little: two threads that
-    learn at once learn the same.
+    `model` (its hash, with its options and precision) and `device` (its name) say for whom it holds. It rises
+    again, a quarter at a time, where `memory` shows that there is room; a step too far is taken back, and is
+    the last. Not thread-safe where it matters little: two threads that learn at once learn the same.
     """
 
-    def __init__(self, model: Mapping[str, Any], device: str) -> None:
-        text = json.dumps([model, device], sort_keys=True, default=str)
+    def __init__(self, model: str, device: str, memory: MemoryUse) -> None:
+        text = json.dumps([model, device])
         self._key = hashlib.sha256(text.encode()).hexdigest()[:32]
         self._device = device
-        self._most = {
-            int(bucket): most for bucket, most in _read().get(self._key, {}).get("most", {}).items()
-        }
+        self._memory = memory
+        found = _CEILINGS.get(self._key).get("most", {})
+        self._most = {int(bucket): int(most) for bucket, most in found.items()}
+        self._passed: Counter[int] = Counter()
+        self._proven: dict[int, int] = {}
+        self._final: set[int] = set()
 
     def cuts(self, batch: HostBatch) -> list[tuple[int, int]]:
         """Return the pieces [start, stop) of a batch that fit: one, where nothing tells otherwise."""
@@ -59,28 +68,46 @@ class Ceiling:
     def learn(self, batch: HostBatch, fitted: Sequence[tuple[int, int]]) -> None:
         """Take note that a batch did not fit, but some pieces of it did."""
         bucket, most = _bucket(batch), max((_size(batch, *cut) for cut in fitted), default=0)
+        whole, proven = _size(batch, 0, len(batch.rows)), self._proven.get(bucket, 0)
+        self._passed[bucket] = 0
+        if 0 < proven < whole:
+            # One step too far: back to where it went well.
+            most = max(most, proven)
+            self._final.add(bucket)
         if most < 1 or most >= self._most.get(bucket, most + 1):
             return
-        self._most[bucket] = most
-        unit = "packed tokens" if batch.is_packed else "rows"
-        wide = f" of up to {bucket:,} tokens" if batch.width else ""
-        whole = _size(batch, 0, len(batch.rows))
-        # What a worker prints is shown by its parent.
-        said = f"{whole:,} {unit}{wide} do not fit; from now on {most:,} at once"
-        sys.stderr.write(f"memory of {self._device}: {said}\n")
-        sys.stderr.flush()
-        with contextlib.suppress(OSError):
-            self._remember()
+        self._set(batch, most, f"{whole:,} {_named(batch)} do not fit")
 
-    def _remember(self) -> None:
-        path = _path()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        entries = _read()
-        entries[self._key] = {"at": time.time(), "most": {str(key): most for key, most in self._most.items()}}
-        newest = sorted(entries, key=lambda key: entries[key]["at"])[-_MOST_ENTRIES:]
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump({key: entries[key] for key in newest}, file)
-        Path(file.name).replace(path)
+    def passed(self, batch: HostBatch) -> None:
+        """Take note that all pieces of a batch fitted: after enough of them, with room left, try more."""
+        bucket = _bucket(batch)
+        most = self._most.get(bucket)
+        if most is None or bucket in self._final:
+            return
+        self._passed[bucket] += 1
+        if self._passed[bucket] < _PATIENCE:
+            return
+        self._passed[bucket] = 0
+        share = self._memory.share()
+        self._memory.reset()
+        if share is None or share >= _SAFE:
+            return
+        self._proven[bucket] = most
+        more = most + max(most // 4, 1)
+        self._set(batch, more, f"{most:,} {_named(batch)} leave {1 - share:.0%} free")
+
+    def _set(self, batch: HostBatch, most: int, why: str) -> None:
+        self._most[_bucket(batch)] = most
+        # What a worker prints is shown by its parent.
+        sys.stderr.write(f"memory of {self._device}: {why}; from now on {most:,} at once\n")
+        sys.stderr.flush()
+        _CEILINGS.put(self._key, {"most": {str(key): value for key, value in self._most.items()}})
+
+
+def _named(batch: HostBatch) -> str:
+    """Say what a batch is counted in."""
+    unit = "packed tokens" if batch.is_packed else "rows"
+    return f"{unit} of up to {_bucket(batch):,} tokens" if batch.width else unit
 
 
 def _size(batch: HostBatch, start: int, stop: int) -> int:
@@ -102,22 +129,3 @@ def _bucket(batch: HostBatch) -> int:
     if batch.is_packed:
         return -1
     return 1 << (batch.width - 1).bit_length() if batch.width else 0
-
-
-def _path() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "batchinfer" / "memory.json"
-
-
-def _read() -> dict[str, Any]:
-    """Return what is remembered and not too old; nothing where the file is damaged or away."""
-    try:
-        entries = json.loads(_path().read_text())
-        now = time.time()
-        return {
-            key: entry
-            for key, entry in entries.items()
-            if now - entry["at"] < _KEPT_S and all(int(most) > 0 for most in entry["most"].values())
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError):
-        return {}

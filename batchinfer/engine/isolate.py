@@ -13,11 +13,13 @@ from batchinfer.data import OutputBatch
 from batchinfer.engine.blame import REFUSALS, Isolated, Trust, isolate
 from batchinfer.engine.care import entry_of, key_of, numbers_of
 from batchinfer.engine.device import InFlight
+from batchinfer.engine.memory_use import free_memory
 from batchinfer.errors import BatchinferError, ContractError, DataError, OutOfMemory
 from batchinfer.loader.batches import piece, with_stand_ins
 from batchinfer.tensors import NUMERIC
 
 if TYPE_CHECKING:
+    from batchinfer.config.machine import By
     from batchinfer.data import HostBatch, Poison, TensorSpec
     from batchinfer.engine.care import Care
     from batchinfer.engine.ceiling import Ceiling
@@ -33,7 +35,8 @@ class Isolator:
     `discard` is then told that the batch as it was staged is not needed. Rows that kill never come to the
     model: a good row stands in for each.
 
-    `exclusive`: the model is called by one thread at a time. `bit`: the good rows of a batch that failed
+    `exclusive`: the model is called by one thread at a time. `by` is what `batching.size` counts. `bit`: the
+    good rows of a batch that failed
     are computed once more in a batch of its shape, so that their results are those of a batch that did
     not fail, to the last bit.
     """
@@ -49,6 +52,7 @@ class Isolator:
         ceiling: Ceiling,
         retry: Retry,
         exclusive: bool,
+        by: By,
         bit: bool,
     ) -> None:
         self._submit = submit
@@ -59,6 +63,7 @@ class Isolator:
         self._care = care
         self._ceiling = ceiling
         self._retry = retry
+        self._by = by
         self._bit = bit
         self._trust = Trust()
 
@@ -78,7 +83,10 @@ class Isolator:
                 # A piece must not be filled up to a shape that does not fit.
                 batch = dataclasses.replace(batch, fixed=False)
                 cuts = [(start, stop, False) for start, stop in fits]
-            return InFlight(batch, {}, started, isolated=self._in_cuts(batch, cuts, poison, started))
+            found = self._in_cuts(batch, cuts, poison, started)
+            if len(fits) > 1 and not found.refused:
+                self._ceiling.passed(batch)
+            return InFlight(batch, {}, started, isolated=found)
         slot = self._care.take(entry_of("model", batch, 0, num_rows))
         is_dead = True
         try:
@@ -176,6 +184,8 @@ class Isolator:
 
         # Where memory is short, a piece must not be filled up to the shape of the batch.
         is_large = isinstance(refused, OutOfMemory)
+        if is_large:
+            free_memory(refused)
         parted = dataclasses.replace(batch, fixed=batch.fixed and not is_large)
         found = isolate(len(batch.rows), attempt, refused, self._trust, self._retry)
         # One row that never fits says nothing of the others.
@@ -205,7 +215,8 @@ class Isolator:
             fits = max((stop - start for start, stop, _ in found.good), default=0)
             raise ContractError(
                 f"{refused.message}; compute.determinism is bit, so that the batch cannot be split",
-                hint=f"{fits} rows of it fit: set batching.size accordingly, or determinism: rows",
+                hint=f"{fits} rows of it fit: batching: {{by: {self._by}, size: "
+                f"{size_of(batch, fits, self._by)}}}, or determinism: rows",
             ) from refused
         with contextlib.suppress(*REFUSALS):
             whole = self._run_in_shape(batch, offset, offset + num_rows, found.bad)
@@ -238,6 +249,18 @@ class Isolator:
                 raise DataError(
                     f"the model gave {name!r} as {column.dtype}, which is no {self._numbers[name]}"
                 )
+
+
+def size_of(batch: HostBatch, num_rows: int, by: By) -> int:
+    """Return how large the first rows of a batch are, in what `batching.size` counts."""
+    if by == "rows":
+        return num_rows
+    if by == "bytes":
+        held = sum(column.nbytes for column in batch.tensors.values())
+        return held * num_rows // (len(batch.rows) + batch.filled)
+    if batch.lengths is not None and batch.is_packed:
+        return int(batch.lengths[:num_rows].sum())
+    return max(batch.width, 1) * num_rows
 
 
 def rows_of(output: OutputBatch, start: int, stop: int) -> OutputBatch:

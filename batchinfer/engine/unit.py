@@ -185,6 +185,7 @@ def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
         ceiling=way.ceiling,
         retry=way.retry,
         exclusive=way.lanes == 1,
+        by=way.batches.by,
         bit=way.bit,
     )
     submit, collect = _passing_done(way, isolator)

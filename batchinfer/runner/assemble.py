@@ -26,6 +26,7 @@ from batchinfer.engine.device import open_pipeline
 from batchinfer.engine.encode import Encoder
 from batchinfer.engine.gather import Gatherer
 from batchinfer.engine.loaders import Loaders
+from batchinfer.engine.memory_use import MemoryUse
 from batchinfer.engine.replay import Sample
 from batchinfer.engine.retry import Retry
 from batchinfer.engine.room import Room
@@ -100,7 +101,7 @@ def assemble(
     backend: Backend = registry.load("backends", job.model.backend)(job.model)
     schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(start.schema)))
     room = Room.of(start.memory_bytes)
-    computes = start.purpose in {"run", "canary"}
+    computes = start.purpose in {"run", "canary", "try"}
     early = _read_early(job, schema, steps, units, room) if computes else None
     in_processes = computes and job.compute.loaders == "processes"
     loaders = Loaders(int(job.compute.readers), on_retry) if in_processes else None
@@ -201,7 +202,7 @@ class _Parts:
             lanes=start.concurrency,
             outputs=self.backend.outputs,
             care=care,
-            ceiling=_ceiling(job, start),
+            ceiling=_ceiling(self.backend, start),
             retry=self.retry,
             bit=job.compute.determinism == "bit",
             timeline=Timeline(start.concurrency),
@@ -261,9 +262,9 @@ def _window_policy(contract: Contract, policy: BatchPolicy, *, ragged_rows: int)
     return WindowPolicy(max(rows // size, 1) * size, _WINDOW_BYTES)
 
 
-def _ceiling(job: Job, start: Start) -> Ceiling:
-    """Return what is known of the memory that a model needs on a device."""
+def _ceiling(backend: Backend, start: Start) -> Ceiling:
+    """Return what is known of the memory that a model needs on a device: on one of its name, whichever."""
     names = [gpu.name for gpu in gpus()] if start.device.startswith("cuda") else []
     index = int(start.device.partition(":")[2] or 0)
-    device = f"{start.device} ({names[index]})" if index < len(names) else start.device
-    return Ceiling({"model": job.document.get("model"), "files": start.model_state}, device)
+    name = names[index] if index < len(names) else start.device
+    return Ceiling(start.model_hash, name, MemoryUse(backend, start.device))

@@ -5,19 +5,20 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from batchinfer.clock import SystemClock
-from batchinfer.config import Job, Machine, resolve
+from batchinfer.config import Job, Machine, Tuned, resolve
 from batchinfer.data import Receipt, RowError
 from batchinfer.errors import BatchinferError, ExitCode, UnavailableError
-from batchinfer.events import Event, RunFinished, RunStarted, Warned
+from batchinfer.events import Event, RunFinished, RunStarted, SettingsChosen, Warned
 from batchinfer.runner.budget import Budget
 from batchinfer.runner.claims import Claims
 from batchinfer.runner.deal import Deal, LeaseDeal, StaticDeal, Supersession
 from batchinfer.runner.environment import worker_environment
 from batchinfer.runner.finish import finish, rows_kept
+from batchinfer.runner.forecast import against
 from batchinfer.runner.keeper import DealtWork, Keeper
 from batchinfer.runner.ledger import read_ledger
 from batchinfer.runner.limits import LimitedWork
@@ -34,6 +35,7 @@ from batchinfer.runner.standby import Standby
 from batchinfer.runner.stored_job import store_job
 from batchinfer.runner.supervisor import Supervisor
 from batchinfer.runner.surroundings import Surroundings
+from batchinfer.runner.tuned import find_tuned, told
 
 if TYPE_CHECKING:
     from batchinfer.protocols import Observer
@@ -49,15 +51,20 @@ def run(
     measure: bool = False,
     retrial: Retrial | None = None,
     standby: Standby | None = None,
+    prepared: Prepared | None = None,
 ) -> RunReport:
     """Run a job to its end and report. Raises what ended it early; observers hear of it first.
 
     With a `share`, only this process's part of it. `force` begins a new generation of the output;
     `measure` compares the run with its model alone, at the end. A `retrial` does failed rows again, or raises
-    NothingToRetry. A worker that is on `standby` is the first.
+    NothingToRetry. A worker that is on `standby` is the first. With what is `prepared` already, that is run,
+    whatever the job says of its input.
     """
-    session = _Session(resolve(job, machine), observers, share or Share(), force=force, measure=measure)
+    tuned = find_tuned(job, machine)
+    resolved = resolve(job, machine, tuned=tuned)
+    session = _Session(resolved, observers, share or Share(), force=force, measure=measure)
     session.standby, session.retrial = standby, retrial
+    session.tuned, session.prepared = tuned, prepared
     try:
         report = session.run()
     except BaseException as error:
@@ -115,6 +122,8 @@ class _Session:
         self.announced = False
         self.standby: Standby | None = None
         self.retrial: Retrial | None = None
+        self.tuned: Tuned | None = None
+        self.prepared: Prepared | None = None
         self._budget: Budget | None = None
 
     @property
@@ -139,8 +148,7 @@ class _Session:
             self.standby.expect(self._job, self._environment())
         with Interrupts() as interrupts:
             while True:
-                retrial = self.retrial
-                prepared = retrial.prepare(self._job) if retrial else prepare(self._job, force=self._force)
+                prepared = self.prepared or self._prepare()
                 try:
                     report = self._run(prepared, interrupts)
                 except _OtherPlanError:
@@ -150,6 +158,11 @@ class _Session:
                     return report
                 self._force = False
                 self._receipts.clear()
+
+    def _prepare(self) -> Prepared:
+        if self.retrial is not None:
+            return self.retrial.prepare(self._job)
+        return prepare(self._job, force=self._force, tuned=self.tuned)
 
     def _run(self, prepared: Prepared, interrupts: Interrupts) -> RunReport:
         plan, root = prepared.plan, self._job.output.path
@@ -224,10 +237,11 @@ class _Session:
         def on_ready(ready: Ready) -> None:
             """Store the plan when the first worker found the job sound, and show that we are at work."""
             nonlocal began
-            self._settings = ready.settings
             if began:
                 return
             began = True
+            self._settings = told(prepared.job, ready.settings)
+            self.emit(SettingsChosen(settings=self._settings))
             for hint in ready.hints:
                 self._warn("slow", hint)
             if not stored:
@@ -324,7 +338,7 @@ class _Session:
             **({"batchinfer.retry_of": plan.parent or ""} if plan.retry is not None else {}),
         }
         return Start(
-            job=self._job.to_message(),
+            job=prepared.job.to_message(),
             schema=plan.schema,
             run=self._run_id,
             worker=worker,
@@ -335,6 +349,7 @@ class _Session:
             layout=asdict(plan.layout(self._job.output.path)),
             metadata=metadata,
             model_state=prepared.model_state,
+            model_hash=prepared.model_hash,
             measure=self._measure,
         )
 
@@ -378,7 +393,7 @@ class _Session:
 
     def _report(self, prepared: Prepared, pending: Sequence[int], manifest: Mapping[str, Any]) -> RunReport:
         plan, planned = prepared.plan, manifest["rows_planned"]
-        return RunReport(
+        report = RunReport(
             job=self._job.name,
             run=self._run_id,
             plan=plan.plan8,
@@ -395,6 +410,7 @@ class _Session:
             errors=self._samples,
             settings=self._settings,
         )
+        return replace(report, forecast=against(prepared, report, devices=len(self._devices())))
 
 
 def _urls(job: Job) -> list[str]:

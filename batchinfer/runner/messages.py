@@ -17,8 +17,9 @@ from batchinfer.frames import Unframer, frame
 class Start:
     """Parent to worker, once: the job, the plan's frame, and the worker's place on this machine.
 
-    To `check` is to load the model and try the contract, to `describe` only to load the model; for a
-    `canary`, the first rows of the one unit are computed and written to the file of that name.
+    To `check` is to load the model and try the contract, to `describe` only to load the model, to `try` is to
+    measure how fast batches are computed; for a `canary`, the first rows of the one unit are computed and
+    written to the file of that name. `model_hash` names what the model and its libraries are.
     """
 
     job: dict[str, Any]
@@ -33,8 +34,9 @@ class Start:
     metadata: dict[str, str]
     model_state: dict[str, str] = field(default_factory=dict)
     measure: bool = False
-    purpose: Literal["run", "check", "describe", "canary"] = "run"
+    purpose: Literal["run", "check", "describe", "canary", "try"] = "run"
     canary: str = ""
+    model_hash: str = ""
     kind: Literal["start"] = "start"
 
 
@@ -64,6 +66,41 @@ class Assign:
     suspects: tuple[Suspect, ...] = ()
     poison: tuple[Poison, ...] = ()
     kind: Literal["assign"] = "assign"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Try:
+    """Parent to worker: compute batches that are cut so, for so many seconds; for none, only get ready for
+    it. `settings` are keys of the job's `batching`."""
+
+    settings: dict[str, int | str]
+    seconds: float
+    kind: Literal["try"] = "try"
+
+
+@dataclass(frozen=True, slots=True)
+class Computing:
+    """A batch that was computed: from when to when, by a clock that all processes share, its rows, and its
+    tokens without padding."""
+
+    began: float
+    ended: float
+    rows: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """Worker to parent: what came of it. `memory` is the share of the device's memory that was needed,
+    at most; None where nobody knows. `is_whole`: there are no rows for larger batches."""
+
+    began: float = 0.0
+    ended: float = 0.0
+    batches: tuple[Computing, ...] = ()
+    memory: float | None = None
+    out_of_memory: bool = False
+    is_whole: bool = False
+    kind: Literal["tried"] = "tried"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +190,9 @@ class Failed:
     kind: Literal["failed"] = "failed"
 
 
-Message: TypeAlias = Start | Expect | Assign | Stop | Ready | Batches | Measured | Computed | Done | Failed
+Message: TypeAlias = (
+    Start | Expect | Assign | Try | Stop | Ready | Batches | Measured | Tried | Computed | Done | Failed
+)
 
 _CODEC: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 

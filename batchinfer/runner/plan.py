@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from pydantic import TypeAdapter
 
+from batchinfer.config import Tuned
 from batchinfer.data import Again, Entry, Shard, Unit
 from batchinfer.engine.commit import FORMAT_VERSION, OutputLayout
 from batchinfer.errors import DataError, FingerprintError
@@ -60,6 +61,8 @@ class Plan:
     keeps the parts of two plans apart even where all else is the same. An incremental plan has the
     shards that came since its `parent`, whose parts stay; that of a `retry` has the units in which rows are
     done again, and all other parts of its parent stay.
+    shards that came since its `parent`, whose parts stay. `batches` is how batches are cut where that was
+    tuned: whoever goes on cuts them so, whatever was tuned since.
     """
 
     format: int
@@ -76,6 +79,7 @@ class Plan:
     suffix: str
     partition_by: tuple[str, ...]
     retry: Retry | None = None
+    batches: Tuned | None = None
 
     @cached_property
     def plan8(self) -> str:
@@ -114,6 +118,9 @@ class Plan:
     def to_json(self) -> bytes:
         """Return the canonical text, whose sha256 is the plan's identity."""
         plain = _PLAN.dump_python(self, mode="json")
+        if self.batches is None:
+            # As plans were before there was anything to tune.
+            del plain["batches"]
         return json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
 
     @staticmethod
@@ -154,10 +161,11 @@ def make_plan(
     suffix: str,
     generation: int,
     parent: Plan | None = None,
+    batches: Tuned | None = None,
 ) -> Plan:
     """Read the footers and cut the input into units. Raises DataError for shards that do not fit.
 
-    With a `parent`, only the files that it does not cover are planned.
+    With a `parent`, only the files that it does not cover are planned, and batches are cut as there.
     """
     covered = {uri for uri, _, _ in parent.inputs} if parent else set()
     new = [entry for entry in entries if entry.uri not in covered]
@@ -185,6 +193,7 @@ def make_plan(
         records=needs_records(job, constant),
         suffix=suffix,
         partition_by=job.output.partition_by,
+        batches=parent.batches if parent else batches,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchinfer import registry
-from batchinfer.config import Fingerprint, Job, content_sha256, diff, fingerprint
+from batchinfer.config import Fingerprint, Job, Tuned, content_sha256, diff, fingerprint, settled
 from batchinfer.data import Entry
 from batchinfer.errors import FingerprintError, JobFileError
 from batchinfer.runner.finish import manifest_name
@@ -17,6 +17,7 @@ from batchinfer.runner.model_state import model_state
 from batchinfer.runner.output import below, generations, plan_name, read_plan, require_empty
 from batchinfer.runner.plan import Plan, diff_inputs, listing, make_plan
 from batchinfer.runner.presence import Beat, beats, died_here
+from batchinfer.runner.tuned import model_hash, only_batches
 from batchinfer.storage import open_store
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 class Prepared:
     """What a run found. `stored`: the plan is beside the output already; `arrivals` are files that
     came since and wait until this plan is complete; `model_state` is how the model's files were before
-    they were hashed; `beats` are the signs of life of other processes."""
+    they were hashed, `model_hash` names their content; `beats` are the signs of life of other processes.
+    The job's batches are cut as the plan says."""
 
     job: Job
     source: Source
@@ -40,6 +42,7 @@ class Prepared:
     spilled: frozenset[int]
     arrivals: int
     model_state: dict[str, str]
+    model_hash: str
     beats: tuple[Beat, ...]
 
     @property
@@ -60,12 +63,12 @@ class _Match(enum.Enum):
     OTHER = enum.auto()
 
 
-def prepare(job: Job, *, force: bool = False) -> Prepared:
+def prepare(job: Job, *, force: bool = False, tuned: Tuned | None = None) -> Prepared:
     """List the input and the output once each, and make or find the plan.
 
-    `force` begins a new generation, unless one of this very job is begun and not finished. Raises
-    NoInputError, DataError (unreadable or drifting shards), FingerprintError (the output is
-    another job's).
+    A plan that is made now cuts batches as they were `tuned`; one that is stored stays. `force` begins a
+    new generation, unless one of this very job is begun and not finished. Raises NoInputError, DataError
+    (unreadable or drifting shards), FingerprintError (the output is another job's).
     """
     _check_modes(job, force=force)
     source: Source = registry.load("sources", job.input.format)(job.input)
@@ -107,9 +110,10 @@ def prepare(job: Job, *, force: bool = False) -> Prepared:
         suffix=sink.suffix,
         generation=numbers[-1] + 1 if numbers else 1,
         parent=parent,
+        batches=only_batches(job, tuned),
     )
     return Prepared(
-        job=job,
+        job=settled(job, plan.batches) if plan.batches else job,
         source=source,
         sink=sink,
         store=store,
@@ -119,6 +123,7 @@ def prepare(job: Job, *, force: bool = False) -> Prepared:
         spilled=plan.layout(root).spilled_units(below(root, entry.uri) for entry in there),
         arrivals=arrivals,
         model_state=state,
+        model_hash=model_hash(job, mine),
         beats=tuple(beats(there, root, plan.plan8)),
     )
 

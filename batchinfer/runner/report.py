@@ -32,6 +32,8 @@ class RunReport:
     units_left: int = 0
     errors: tuple[RowError, ...] = ()
     settings: dict[str, str] = field(default_factory=dict)
+    forecast: dict[str, float | bool] | None = None
+    """What `plan --sample` foretold of this run, in seconds, and what came (`actual`, `inside`)."""
 
     @property
     def rows_per_second(self) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchinfer import registry
-from batchinfer.config import Fingerprint, Job, diff, fingerprint
+from batchinfer.config import Fingerprint, Job, diff, fingerprint, settled
 from batchinfer.data import Again
 from batchinfer.engine.again import numbers_again
 from batchinfer.errors import DataError, FingerprintError, JobFileError, NoInputError
@@ -23,6 +23,7 @@ from batchinfer.runner.output import below, generations, plan_name, read_plan, r
 from batchinfer.runner.plan import Plan, Retry
 from batchinfer.runner.prepare import Prepared, check_pin
 from batchinfer.runner.presence import beats
+from batchinfer.runner.tuned import model_hash
 from batchinfer.storage import open_store
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Retrial:
             number = numbers[-1] + 1
             plan = _plan(store, root, there, plan, manifest, sink, mine, self.where, generation=number)
         return Prepared(
-            job=job,
+            job=settled(job, plan.batches) if plan.batches else job,
             source=registry.load("sources", job.input.format)(job.input),
             sink=sink,
             store=store,
@@ -91,6 +92,7 @@ class Retrial:
             spilled=plan.layout(root).spilled_units(below(root, entry.uri) for entry in there),
             arrivals=0,
             model_state=state,
+            model_hash=model_hash(job, mine),
             beats=tuple(beats(there, root, plan.plan8)),
         )
 

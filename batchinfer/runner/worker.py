@@ -35,6 +35,8 @@ from batchinfer.runner.messages import (
     Ready,
     Start,
     Stop,
+    Tried,
+    Try,
 )
 from batchinfer.runner.standby import prepare, warm_up
 
@@ -61,6 +63,8 @@ class _Inbox:
         self.stop = threading.Event()
         self.halt = threading.Event()
         """Set where the parent wants no more results."""
+        self.trials: queue.SimpleQueue[Try | None] = queue.SimpleQueue()
+        """What to measure, where this worker is here to `try`; None at the end."""
         self.spilled: set[int] = set()
         """Units that an earlier attempt may have put batches aside for."""
         messages = _some(channel)
@@ -111,6 +115,7 @@ class _Inbox:
         # The parent is gone: what it would have been told, the next listing tells.
         self.halt.set()
         self.stop.set()
+        self.trials.put(None)
         os.close(self._channel.read_fd)
 
     def _take(self, messages: object) -> None:
@@ -124,6 +129,8 @@ class _Inbox:
                     self._assigned.append(message.unit)
                     self._on_arrival(message.unit)
                 self._units.put(message.unit)
+            elif isinstance(message, Try):
+                self.trials.put(message)
             elif isinstance(message, Stop):
                 self._units.put(None)
                 if not message.drain:
@@ -183,7 +190,7 @@ class _Outbox:
         if notes or stages or retries:
             self._channel.send(Batches(notes=notes, stages=stages, peak_bytes=peak_bytes(), retries=retries))
 
-    def send(self, message: Ready | Done | Measured | Failed) -> None:
+    def send(self, message: Ready | Done | Measured | Tried | Failed) -> None:
         """Send a message after the notes before it."""
         self.flush()
         self._channel.send(message)
@@ -236,6 +243,13 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
         if start.purpose == "canary":
             assert assembly.contract is not None
             save_canary(start.canary, assembly.contract, assembly.way)
+            return
+        if start.purpose == "try":
+            from batchinfer.runner.trials import Trials
+
+            trials = Trials(start, assembly)
+            for attempt in iter(inbox.trials.get, None):
+                outbox.send(trials.run(attempt))
             return
         outbox.stages = assembly.way.timeline.seconds
         # What is there now stays: looking through it again and again would stop every thread.

@@ -8,8 +8,17 @@ from collections.abc import Callable
 from threading import Lock
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from batchinfer.events import Event, RunFinished, RunStarted, Warned, WorkerExited, WorkerReady, WorkerSaid
-from batchinfer.telemetry.records import Record, as_json, as_text, of_event, progress
+from batchinfer.events import (
+    Event,
+    RunFinished,
+    RunStarted,
+    SettingsChosen,
+    Warned,
+    WorkerExited,
+    WorkerReady,
+    WorkerSaid,
+)
+from batchinfer.telemetry.records import Record, as_json, as_text, of_event, progress, settings
 from batchinfer.telemetry.stream import SafeStream
 from batchinfer.telemetry.summary import summary
 from batchinfer.telemetry.ticker import Ticker
@@ -67,6 +76,8 @@ class LineProgress:
                 if snapshot.started:
                     self._note(progress(snapshot, self._devices.readings(snapshot)))
                 self._note(of_event(event, snapshot))
+            case SettingsChosen():
+                self._note(settings(event))
             case WorkerReady() | WorkerExited() | WorkerSaid() | Warned():
                 self._note(of_event(event))
             case _:

@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from batchinfer.events import Event, RunFinished, RunStarted, Warned, WorkerExited, WorkerReady, WorkerSaid
+from batchinfer.events import (
+    Event,
+    RunFinished,
+    RunStarted,
+    SettingsChosen,
+    Warned,
+    WorkerExited,
+    WorkerReady,
+    WorkerSaid,
+)
 from batchinfer.redact import redact
 from batchinfer.telemetry import figures
 
@@ -93,6 +102,13 @@ def of_event(event: Event, snapshot: Snapshot | None = None) -> Record:
             return _run_finished(event, snapshot)
         case _:
             raise AssertionError(f"no line for {type(event).__name__}")
+
+
+def settings(event: SettingsChosen) -> Record:
+    """Return what the run settled on."""
+    return Record(
+        "settings", {"settings": dict(event.settings)}, text={"event": "settings", **event.settings}
+    )
 
 
 def progress(snapshot: Snapshot, readings: Sequence[Reading]) -> Record:

@@ -42,6 +42,24 @@ def test_bad_rows() -> None:
     assert "19,999 results and one error row after 3 restarts" in done.stdout, done.stdout
 
 
+def test_the_memory_ladder() -> None:
+    """Batches of 512 rows on a device that holds 100: every row comes out, what fits is learnt once, goes up
+    while there is room, and is where a second run begins."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "memory_ladder.py"), "--tiny"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    expected = "512 100 20,000 20,000 1 1 80 80% 0, 80"
+    assert " ".join(done.stdout.splitlines()[1].split()) == expected
+
+
+def test_the_forecast() -> None:
+    """A run takes what was foretold from a sample."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "forecast.py"), "--tiny", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "inside the range: 1 of 1 runs" in done.stdout
+
+
 def test_padding() -> None:
     """Of what is computed, padding is little: 7 % with 32 shapes, 1 % where rows are packed."""
     command = [sys.executable, str(ROOT / "benchmarks" / "padding.py"), "--tiny"]

@@ -36,8 +36,9 @@ EXIT_CODES = {
 VERBS = {
     "init": {"model", "data", "--output", "--write", "-w"},
     "validate": {"job", "--param", "-p", "--set", "-s", "--model", "--no-model"},
-    "plan": {"job", "--param", "-p", "--set", "-s", "--json"},
     "preview": {"job", "--param", "-p", "--set", "-s", "--rows", "-n", "--json", "--save-canary"},
+    "plan": {"job", "--param", "-p", "--set", "-s", "--sample", "--json"},
+    "tune": {"job", "--param", "-p", "--set", "-s", "--rows", "-n", "--seconds", "--json"},
     "run": {
         "job",
         "--param",
@@ -75,6 +76,7 @@ KEYS = {
 }
 EVENTS = {
     "RunStarted",
+    "SettingsChosen",
     "WorkerReady",
     "BatchFinished",
     "StagesTimed",

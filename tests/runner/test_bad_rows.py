@@ -184,7 +184,7 @@ def test_memory_where_bits_matter(tmp_path: Path, batchinfer: Run) -> None:
     job = job_of(tmp_path / "bad", "error", [], model={"memory_rows": 9}, compute={"determinism": "bit"})
     done = batchinfer("run", str(job))
     assert done.returncode == 78
-    assert "8 rows of it fit: set batching.size accordingly" in done.stderr
+    assert "8 rows of it fit: batching: {by: rows, size: 8}" in done.stderr
 
 
 def test_the_first_one_ends_it(tmp_path: Path, batchinfer: Run) -> None:
