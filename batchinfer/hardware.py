@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 _MIG_ENABLED = 1
+_CLOCK_SM, _CLOCK_MEMORY = 1, 2
+_ECC_UNCORRECTED, _ECC_VOLATILE = 1, 0
+_PCIE_SEND, _PCIE_RECEIVE = 0, 1
+_MHZ, _KIB = 1_000_000, 1024
 _WORD_BITS = 64
 
 
@@ -28,13 +32,36 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSample:
-    """A GPU at one moment. `energy_joules` counts since its driver was loaded."""
+    """A GPU at one moment. `energy_joules` and `ecc_errors`, those that could not be corrected, count since
+    its driver was loaded. A MIG slice has no power, temperature or energy of its own."""
 
     utilization_ratio: float | None = None
     memory_used_bytes: int | None = None
     temperature_celsius: float | None = None
     power_watts: float | None = None
     energy_joules: float | None = None
+    sm_clock_hertz: float | None = None
+    memory_clock_hertz: float | None = None
+    throttled_by: tuple[str, ...] | None = None
+    """Why its clocks are lower than they could be, of `THROTTLES`; idling and what the owner set are no
+    reasons."""
+
+    ecc_errors: int | None = None
+    pcie_send_bytes_per_second: float | None = None
+    pcie_receive_bytes_per_second: float | None = None
+    num_xids: int | None = None
+    last_xid: int | None = None
+    """Xid errors since somebody watches, and the last one's number: `XidWatch` tells."""
+
+
+THROTTLES = {
+    "power_cap": 0x04,
+    "hardware": 0x08,
+    "sync_boost": 0x10,
+    "heat": 0x20 | 0x40,
+    "power_brake": 0x80,
+}
+"""Why clocks are lowered, as NVML's bits (nvmlClocksEventReason*)."""
 
 
 def gpus() -> tuple[Gpu, ...]:
@@ -43,40 +70,49 @@ def gpus() -> tuple[Gpu, ...]:
     `CUDA_VISIBLE_DEVICES` is followed as CUDA follows it. The order is NVML's, which is CUDA's on a
     machine with equal GPUs (elsewhere, set `CUDA_DEVICE_ORDER=PCI_BUS_ID`).
     """
-    nvml, _ = _library()
+    nvml, _ = library()
     if nvml is None:
         return ()
     return tuple(_describe(nvml, index, handle) for index, handle in enumerate(_visible(nvml)))
 
 
 def sample(gpu: Gpu) -> GpuSample:
-    """Ask a GPU how it is doing. Takes about a millisecond; never raises."""
-    nvml, _ = _library()
-    handle = nvml and _ask(nvml, "nvmlDeviceGetHandleByUUID", gpu.uuid)
+    """Ask a GPU how it is doing. Takes some milliseconds, 40 of them for what goes over PCIe; never raises,
+    but with a driver that hangs it does not come back."""
+    nvml, _ = library()
+    handle = nvml and ask(nvml, "nvmlDeviceGetHandleByUUID", gpu.uuid)
     if handle is None:
         return GpuSample()
-    rates = _ask(nvml, "nvmlDeviceGetUtilizationRates", handle)
-    memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
+    rates = ask(nvml, "nvmlDeviceGetUtilizationRates", handle)
+    memory = ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
     return GpuSample(
         utilization_ratio=None if rates is None else rates.gpu / 100,
         memory_used_bytes=None if memory is None else int(memory.used),
         temperature_celsius=_temperature(nvml, handle),
-        power_watts=_thousandths(_ask(nvml, "nvmlDeviceGetPowerUsage", handle)),
-        energy_joules=_thousandths(_ask(nvml, "nvmlDeviceGetTotalEnergyConsumption", handle)),
+        power_watts=_thousandths(ask(nvml, "nvmlDeviceGetPowerUsage", handle)),
+        energy_joules=_thousandths(ask(nvml, "nvmlDeviceGetTotalEnergyConsumption", handle)),
+        sm_clock_hertz=_times(ask(nvml, "nvmlDeviceGetClockInfo", handle, _CLOCK_SM), _MHZ),
+        memory_clock_hertz=_times(ask(nvml, "nvmlDeviceGetClockInfo", handle, _CLOCK_MEMORY), _MHZ),
+        throttled_by=_throttles(nvml, handle),
+        ecc_errors=ask(nvml, "nvmlDeviceGetTotalEccErrors", handle, _ECC_UNCORRECTED, _ECC_VOLATILE),
+        pcie_send_bytes_per_second=_times(ask(nvml, "nvmlDeviceGetPcieThroughput", handle, _PCIE_SEND), _KIB),
+        pcie_receive_bytes_per_second=_times(
+            ask(nvml, "nvmlDeviceGetPcieThroughput", handle, _PCIE_RECEIVE), _KIB
+        ),
     )
 
 
 def cores_near(index: int) -> frozenset[int]:
     """Return the CPU cores of the NUMA node that a GPU hangs on; none where nobody can tell."""
-    nvml, _ = _library()
+    nvml, _ = library()
     found = gpus()
     if nvml is None or index >= len(found):
         return frozenset()
     words = -(-(os.cpu_count() or 1) // _WORD_BITS)
-    handle = _ask(nvml, "nvmlDeviceGetHandleByUUID", found[index].uuid)
+    handle = ask(nvml, "nvmlDeviceGetHandleByUUID", found[index].uuid)
     scope = getattr(nvml, "NVML_AFFINITY_SCOPE_NODE", 0)
     masks = (
-        None if handle is None else _ask(nvml, "nvmlDeviceGetCpuAffinityWithinScope", handle, words, scope)
+        None if handle is None else ask(nvml, "nvmlDeviceGetCpuAffinityWithinScope", handle, words, scope)
     )
     return frozenset(
         at * _WORD_BITS + bit
@@ -112,13 +148,13 @@ def take_turns() -> None:
 
 def problem() -> str | None:
     """Say why NVML does not work although its library is installed; None where all is well."""
-    nvml, trouble = _library()
+    nvml, trouble = library()
     if nvml is not None or trouble is None or trouble.endswith("LibraryNotFound"):
         return None
     return f"the NVIDIA driver is installed but does not answer ({trouble.removeprefix('NVMLError_')})"
 
 
-def _library() -> tuple[Any, str | None]:
+def library() -> tuple[Any, str | None]:
     """Return pynvml, ready for calls; or None and the name of what went wrong."""
     try:
         with warnings.catch_warnings():
@@ -135,7 +171,7 @@ def _library() -> tuple[Any, str | None]:
     return pynvml, None
 
 
-def _ask(nvml: Any, function: str, *args: Any) -> Any:
+def ask(nvml: Any, function: str, *args: Any) -> Any:
     """Call one function of NVML; None where this driver, GPU, slice or user may not."""
     try:
         return getattr(nvml, function)(*args)
@@ -145,8 +181,8 @@ def _ask(nvml: Any, function: str, *args: Any) -> Any:
 
 def _visible(nvml: Any) -> list[Any]:
     """Return the handles of the devices that CUDA shows this process, in its order."""
-    count = _ask(nvml, "nvmlDeviceGetCount") or 0
-    whole = [_ask(nvml, "nvmlDeviceGetHandleByIndex", index) for index in range(count)]
+    count = ask(nvml, "nvmlDeviceGetCount") or 0
+    whole = [ask(nvml, "nvmlDeviceGetHandleByIndex", index) for index in range(count)]
     # In a container NVML may count GPUs that it then refuses to hand out.
     cards = [_Card(handle, *_slices(nvml, handle)) for handle in whole if handle is not None]
     asked = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -169,11 +205,11 @@ class _Card:
 
 
 def _slices(nvml: Any, handle: Any) -> tuple[bool, list[Any]]:
-    mode = _ask(nvml, "nvmlDeviceGetMigMode", handle)
+    mode = ask(nvml, "nvmlDeviceGetMigMode", handle)
     if mode is None or mode[0] != _MIG_ENABLED:
         return False, [handle]
-    count = _ask(nvml, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0
-    found = [_ask(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", handle, index) for index in range(count)]
+    count = ask(nvml, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0
+    found = [ask(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", handle, index) for index in range(count)]
     return True, [device for device in found if device is not None]
 
 
@@ -201,32 +237,45 @@ def _chosen(tokens: Sequence[str], cards: Sequence[_Card], uuid_of: Callable[[An
 
 
 def _describe(nvml: Any, index: int, handle: Any) -> Gpu:
-    memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
+    memory = ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
     return Gpu(
         index=index,
         uuid=_uuid(nvml, handle),
-        name=_text(_ask(nvml, "nvmlDeviceGetName", handle)) or "NVIDIA GPU",
+        name=text(ask(nvml, "nvmlDeviceGetName", handle)) or "NVIDIA GPU",
         memory_total_bytes=None if memory is None else int(memory.total),
     )
 
 
 def _uuid(nvml: Any, handle: Any) -> str:
-    return _text(_ask(nvml, "nvmlDeviceGetUUID", handle))
+    return text(ask(nvml, "nvmlDeviceGetUUID", handle))
 
 
 def _temperature(nvml: Any, handle: Any) -> float | None:
     # The first is for new drivers, the second goes away with CUDA 14.
     for function in ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature"):
-        found = _ask(nvml, function, handle, nvml.NVML_TEMPERATURE_GPU)
+        found = ask(nvml, function, handle, nvml.NVML_TEMPERATURE_GPU)
         if found is not None:
             return float(found)
     return None
+
+
+def _throttles(nvml: Any, handle: Any) -> tuple[str, ...] | None:
+    # The first is for new drivers, and says the same.
+    for function in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
+        found = ask(nvml, function, handle)
+        if found is not None:
+            return tuple(word for word, bits in THROTTLES.items() if int(found) & bits)
+    return None
+
+
+def _times(value: int | None, unit: int) -> float | None:
+    return None if value is None else float(value * unit)
 
 
 def _thousandths(value: int | None) -> float | None:
     return None if value is None else value / 1000
 
 
-def _text(value: bytes | str | None) -> str:
+def text(value: bytes | str | None) -> str:
     """Return text: older bindings give bytes."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value or ""

@@ -15,7 +15,7 @@ from batchinfer.clock import SystemClock
 from batchinfer.config import Job, Machine, resolve
 from batchinfer.data import Receipt
 from batchinfer.errors import BatchinferError, ExitCode, UnavailableError
-from batchinfer.events import Event, RunFinished, RunStarted, Warned
+from batchinfer.events import Event, RunFailed, RunFinished, RunStarted, Warned
 from batchinfer.runner.budget import Budget
 from batchinfer.runner.claims import Claims
 from batchinfer.runner.deal import Deal, LeaseDeal, StaticDeal, Supersession
@@ -65,6 +65,7 @@ def run(
     try:
         report = session.run()
     except BaseException as error:
+        session.emit(RunFailed.of(error))
         # A run that never began has no end to tell of: the error says it all.
         if session.announced:
             code = error.exit_code if isinstance(error, BatchinferError) else ExitCode.CRASH
@@ -156,7 +157,7 @@ class _Session:
         pending = prepared.pending if leases else self._share.of(prepared.pending)
         devices = [device for device in self._devices() for _ in range(self._workers_per_device())]
         devices = devices[: max(len(pending), 1)]
-        self._announce(prepared, pending, num_workers=len(devices) if pending else 0)
+        self._announce(prepared, pending, devices if pending else ())
         if pending:
             probe(prepared.store, root, commit=self._job.output.commit)
             if self._job.output.commit in _PROMISES:
@@ -188,7 +189,7 @@ class _Session:
     def _workers_per_device(self) -> int:
         return int(self._job.compute.workers_per_device)
 
-    def _announce(self, prepared: Prepared, pending: Sequence[int], *, num_workers: int) -> None:
+    def _announce(self, prepared: Prepared, pending: Sequence[int], devices: Sequence[str]) -> None:
         rows_pending = prepared.planned_rows(pending)
         self.announced = True
         self.emit(
@@ -199,9 +200,13 @@ class _Session:
                 units_done=len(prepared.plan.units) - len(pending),
                 rows_total=prepared.plan.num_rows,
                 rows_done=prepared.plan.num_rows - rows_pending,
-                num_workers=num_workers,
+                num_workers=len(devices),
                 model=self._job.model.version or self._job.model.path or self._job.model.entry or "",
                 output=self._job.output.path,
+                devices=tuple(dict.fromkeys(devices)),
+                errors_allowed=self._budget.allowed,
+                price_per_device_hour=self._job.limits.price_per_device_hour,
+                max_cost=self._job.limits.max_cost,
             )
         )
 

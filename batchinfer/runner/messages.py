@@ -94,6 +94,7 @@ class BatchNote:
     compute_s: float
     real_tokens: int
     padded_tokens: int
+    split: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -236,6 +236,7 @@ class Supervisor:
                             compute_s=note.compute_s,
                             real_tokens=note.real_tokens,
                             padded_tokens=note.padded_tokens,
+                            split=note.split,
                         )
                     )
                 self._emit(
