@@ -108,9 +108,9 @@ class Devices:
             return tuple(reading for name, reading in self._readings.items() if name in names)
 
     def energy_joules(self) -> float | None:
-        """Return what the run's GPUs took since it began; None where one of them does not tell."""
+        """Return what the run's GPUs took since it began; None where one of them does not tell, or hangs."""
         with self._changed:
-            told = [meter.joules for meter in self._energy.values()]
+            told = [] if self._hangs else [meter.joules for meter in self._energy.values()]
         known = [joules for joules in told if joules is not None]
         return sum(known) if known and len(known) == len(told) else None
 

@@ -49,8 +49,8 @@ def _worker(worker: WorkerState, elapsed_s: float, width: int) -> Text:
         f"busy {whole_percent(worker.busy_ratio)}",
         (2, figures.rate(worker.samples_per_second)),
         (3, f"batch {figures.count(worker.batch_rows)}" if worker.batch_rows else ""),
-        *_waits(worker),
         (6, f"{figures.gib(worker.peak_bytes)} GiB" if worker.peak_bytes else ""),
+        *_waits(worker),
         (1, _died(worker)),
     ]
     return labelled(label, parts, width=width)
@@ -114,7 +114,7 @@ def _memory(used: int | None, total: int | None) -> str:
 def _troubles(reading: Reading) -> list[Text]:
     sample, found = reading.sample, []
     if sample.throttled_by:
-        found.append(Text(f"slowed: {', '.join(sample.throttled_by)}", style=_WARNING))
+        found.append(Text(f"slowed: {', '.join(sample.throttled_by).replace('_', ' ')}", style=_WARNING))
     if sample.ecc_errors:
         found.append(Text(f"ECC {sample.ecc_errors}", style="not dim red"))
     if sample.num_xids:
@@ -132,9 +132,9 @@ def _gpus(readings: Sequence[Reading], width: int) -> Text:
     memory = _memory(fullest.sample.memory_used_bytes, fullest.gpu.memory_total_bytes)
     troubled = [reading for reading in readings if _troubles(reading)]
     parts: list[str | Text | Part] = [f"util {_from_to(used)} %" if used else ""]
-    parts.append((1, f"at most {memory}" if memory else ""))
-    parts.append((2, f"{sum(watts):.0f} W" if watts else ""))
-    parts.append((2, f"at most {max(degrees):.0f} °C" if degrees else ""))
+    parts.append((2, f"at most {memory}" if memory else ""))
+    parts.append((3, f"{sum(watts):.0f} W" if watts else ""))
+    parts.append((3, f"at most {max(degrees):.0f} °C" if degrees else ""))
     for reading in troubled[:1]:
         more = f", and {len(troubled) - 1} more" if len(troubled) > 1 else ""
         trouble = _troubles(reading)[0]

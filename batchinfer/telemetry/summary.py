@@ -144,9 +144,10 @@ def _errors(snapshot: Snapshot) -> Iterator[Text]:
     if not snapshot.rows_error:
         return
     total = f"{figures.count(snapshot.rows_error)} ({figures.percent(snapshot.error_ratio)})"
-    total += " in this run" if snapshot.rows_reused else ""
+    if snapshot.rows_reused:
+        total += f" in this run, {figures.count(_rows_error(snapshot))} in all"
     if snapshot.errors_allowed is not None:
-        total += f", {figures.count(snapshot.errors_allowed)} allowed"
+        total += f" of {figures.count(snapshot.errors_allowed)} allowed"
     yield Text.assemble(("errors".ljust(LABEL), "dim"), (total, "red"), f"   {by_code(snapshot)}")
     for error in snapshot.error_samples:
         place = f"{figures.plain(error.source)} row {figures.count(error.row)}"

@@ -16,6 +16,7 @@ LEVELS = [
         "arrow_views",
         "tensors",
         "hardware",
+        "xids",
         "registry",
         "user_code",
         "onnx_files",
