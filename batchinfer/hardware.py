@@ -111,9 +111,7 @@ def cores_near(index: int) -> frozenset[int]:
     words = -(-(os.cpu_count() or 1) // _WORD_BITS)
     handle = ask(nvml, "nvmlDeviceGetHandleByUUID", found[index].uuid)
     scope = getattr(nvml, "NVML_AFFINITY_SCOPE_NODE", 0)
-    masks = (
-        None if handle is None else ask(nvml, "nvmlDeviceGetCpuAffinityWithinScope", handle, words, scope)
-    )
+    masks = None if handle is None else ask(nvml, "nvmlDeviceGetCpuAffinityWithinScope", handle, words, scope)
     return frozenset(
         at * _WORD_BITS + bit
         for at, mask in enumerate(masks or ())

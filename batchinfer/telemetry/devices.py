@@ -50,8 +50,8 @@ class Devices:
     """Samples GPUs from a thread of its own: once a second while a run goes on, and when somebody asks, never
     more often. Never asks NVML in a run without GPUs.
 
-    Nobody waits for a driver that hangs longer than `patience_s`, and only once: until it answers there are no
-    readings. An observer, so that it hears when a run begins and ends.
+    Nobody waits for a driver that hangs longer than `patience_s`, and only once: until it answers there are
+    no readings. An observer, so that it hears when a run begins and ends.
     """
 
     def __init__(
@@ -158,7 +158,9 @@ class Devices:
 
     def _sampled(self, gpu: Gpu, xids: Watch) -> GpuSample:
         sample, told = self._sample(gpu), xids.of(gpu.uuid)
-        return sample if told is None else dataclasses.replace(sample, num_xids=told.count, last_xid=told.last)
+        return (
+            sample if told is None else dataclasses.replace(sample, num_xids=told.count, last_xid=told.last)
+        )
 
     def _note(self, readings: dict[str, Reading]) -> None:
         self._read_at, self._readings, self._hangs = self._clock(), readings, False

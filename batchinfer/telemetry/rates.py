@@ -60,9 +60,7 @@ class Meter:
 
     def scatter(self) -> Scatter | None:
         """Return how evenly it went; None where there is too little to tell."""
-        slices = [
-            (after[0] - before[0], after[1] - before[1]) for before, after in pairwise(self._points)
-        ]
+        slices = [(after[0] - before[0], after[1] - before[1]) for before, after in pairwise(self._points)]
         whole_s = sum(seconds for seconds, _ in slices)
         amount = sum(amount for _, amount in slices)
         if len(slices) < _FEWEST_SLICES or whole_s <= 0 or amount <= 0:

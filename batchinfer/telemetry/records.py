@@ -94,7 +94,7 @@ def _word(value: Any) -> str:
     return json.dumps(text, ensure_ascii=False) if not text or any(char in text for char in ' "=\\') else text
 
 
-def of_event(event: Event, snapshot: Snapshot | None = None) -> Record:
+def of_event(event: Event, snapshot: Snapshot | None = None) -> Record:  # noqa: PLR0911 - one for each event
     """Return the line for an event other than a batch or a commit."""
     match event:
         case RunStarted():
@@ -286,6 +286,8 @@ def _run_finished(event: RunFinished, snapshot: Snapshot) -> Record:
         "rows_reused": snapshot.rows_reused,
         **counts,
     }
+    joules = snapshot.energy_joules
+    kwh = None if joules is None else joules / figures.JOULES_PER_KWH
     more = {
         "rows_per_second": round(snapshot.mean_rows_per_second, 3),
         "steady_rows_per_second": round(snapshot.steady_rate, 3) or None,
@@ -298,8 +300,8 @@ def _run_finished(event: RunFinished, snapshot: Snapshot) -> Record:
         "errors_allowed": snapshot.errors_allowed,
         "device_seconds": round(len(snapshot.devices) * event.seconds, 2),
         "cost": _round(snapshot.cost, 4),
-        "energy_joules": _round(snapshot.energy_joules, 1),
-        "energy_kwh": None if snapshot.energy_joules is None else round(snapshot.energy_joules / figures.JOULES_PER_KWH, 6),
+        "energy_joules": _round(joules, 1),
+        "energy_kwh": _round(kwh, 6),
         "output": snapshot.output,
         "errors": dict(snapshot.errors),
         "error_samples": samples,

@@ -133,7 +133,10 @@ def _spent(snapshot: Snapshot) -> Iterator[Text]:
         yield _line("cost", f"{spent}   {hours:.3g} device-hours")
     if snapshot.energy_joules is not None:
         yield _line("energy", f"{figures.energy(snapshot.energy_joules)} by the GPUs, whoever used them")
-    troubles = [(snapshot.num_splits, "batches computed in pieces"), (snapshot.num_restarts, "restarts of workers")]
+    troubles = [
+        (snapshot.num_splits, "batches computed in pieces"),
+        (snapshot.num_restarts, "restarts of workers"),
+    ]
     told = [f"{figures.count(number)} {what}" for number, what in troubles if number]
     if told:
         yield _line("trouble", "   ".join(told))

@@ -133,12 +133,13 @@ class FakeNvml(types.ModuleType):
         """Tell why clocks are low; unknown to older drivers."""
         self._tell(handle, "reasons")
         self._tell(handle, "new reasons")
-        return pynvml.nvmlClocksEventReasonSwPowerCap | pynvml.nvmlClocksEventReasonHwThermalSlowdown
+        reasons = pynvml.nvmlClocksEventReasonSwPowerCap | pynvml.nvmlClocksEventReasonHwThermalSlowdown
+        return int(reasons)
 
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: Card) -> int:  # noqa: N802
         """Tell why clocks are low, the old way."""
         self._tell(handle, "reasons")
-        return pynvml.nvmlClocksThrottleReasonHwSlowdown | pynvml.nvmlClocksThrottleReasonGpuIdle
+        return int(pynvml.nvmlClocksThrottleReasonHwSlowdown | pynvml.nvmlClocksThrottleReasonGpuIdle)
 
     def nvmlDeviceGetTotalEccErrors(self, handle: Card, errorType: int, counterType: int) -> int:  # noqa: N802, N803
         """Count memory errors."""

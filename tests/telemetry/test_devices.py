@@ -51,7 +51,10 @@ def test_only_the_gpus_of_the_run_are_sampled(run: Any) -> None:
     devices = devices_of(run, lambda gpu: GpuSample(power_watts=gpu.index))
     readings = devices.readings(run.tally.snapshot())
     assert [(reading.gpu.index, reading.sample.power_watts) for reading in readings] == [(0, 0), (1, 1)]
-    assert [(reading.sample.num_xids, reading.sample.last_xid) for reading in readings] == [(None, None), (1, 79)]
+    assert [(reading.sample.num_xids, reading.sample.last_xid) for reading in readings] == [
+        (None, None),
+        (1, 79),
+    ]
     devices.close()
     run.clock.now += 100
     assert devices.readings(run.tally.snapshot()) == readings

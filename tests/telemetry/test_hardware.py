@@ -17,6 +17,7 @@ from batchinfer.hardware import Gpu, GpuSample
 from batchinfer.xids import Xids, XidWatch
 from tests.telemetry.fake_nvml import GIB, Card, FakeNvml
 
+
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeNvml]:
     """Put a fake library in the place of pynvml."""
