@@ -12,6 +12,7 @@ import typer
 from batchinfer import crash
 from batchinfer.cli import doctor, errors, gc, init, plan, preview, run, schema, status, validate, verify
 from batchinfer.cli.failures import exit_code_of, in_our_words, show_failure
+from batchinfer.cli.streams import occupy
 from batchinfer.errors import BatchinferError
 
 app = typer.Typer(
@@ -65,6 +66,7 @@ class _Keyboard:
 
 def run_app() -> int:
     """Run the command line; every error becomes a message and an exit code."""
+    occupy()
     keyboard = _Keyboard()
     try:
         crash.arm()

@@ -215,7 +215,8 @@ class _Session:
     ) -> None:
         """Run the pending units. The plan is stored once a worker has found the job sound."""
         plan, stored = prepared.plan, prepared.stored
-        presence = Presence(prepared.store, self._job.output.path, plan.plan8, new_owner(self._share.index))
+        me, every_s = new_owner(self._share.index), self._job.compute.heartbeat
+        presence = Presence(prepared.store, self._job.output.path, plan.plan8, me, every_s=every_s)
         deal = self._deal(prepared, pending, presence)
         keeper = Keeper(deal, on_trouble=self._on_trouble)
         began = False

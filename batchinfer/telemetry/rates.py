@@ -27,14 +27,16 @@ class Scatter:
 
 
 class Meter:
-    """The rate of something over the last seconds. Its clock is the caller's.
+    """The rate of something over the last seconds. Its clock is the caller's. What comes within `grain_s` is
+    one thing.
 
     Where one batch takes longer than the window, the window is the last two batches; where nothing
     has come for twice as long as usual, the rate falls towards zero.
     """
 
-    def __init__(self, window_s: float = WINDOW_S) -> None:
+    def __init__(self, window_s: float = WINDOW_S, *, grain_s: float = _GRAIN_S) -> None:
         self._window_s = window_s
+        self._grain_s = grain_s
         self._total = 0.0
         self._points: deque[tuple[float, float]] = deque()
         self._begin: tuple[float, float] | None = None
@@ -50,7 +52,7 @@ class Meter:
         """Count an amount. Negative where what was counted is lost."""
         self._total += amount
         points = self._points
-        if len(points) > 1 and now - points[-2][0] < _GRAIN_S:
+        if len(points) > 1 and now - points[-2][0] < self._grain_s:
             points[-1] = (now, self._total)
         else:
             points.append((now, self._total))
@@ -84,7 +86,7 @@ class Meter:
             return 0.0
         (begin, before), (end, after) = self._points[0], self._points[-1]
         usual = (end - begin) / (len(self._points) - 1)
-        if now - end > 2 * usual + _GRAIN_S:
+        if now - end > 2 * usual + self._grain_s:
             end = now
         return max(0.0, (after - before) / (end - begin)) if end > begin else 0.0
 

@@ -52,7 +52,7 @@ VERBS = {
         "--force",
         "--measure",
     },
-    "status": {"output", "--json"},
+    "status": {"output", "--watch", "-w", "--every", "--json"},
     "errors": {"output", "--where", "--samples", "-n", "--export", "--json"},
     "verify": {"output", "--footer", "--deep"},
     "gc": {"output", "--delete", "--json"},
