@@ -79,6 +79,10 @@ class Window:
         self._emulator.feed("\r\n".join(before))
         os.killpg(self.process.pid, signal.SIGWINCH)
 
+    def press(self, keys: str) -> None:
+        """Type something."""
+        os.write(self._master, keys.encode())
+
     def end(self) -> int:
         """Wait for the end of the command, and return its exit code."""
         deadline = time.monotonic() + _PATIENCE_S
