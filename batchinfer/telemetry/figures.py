@@ -8,7 +8,7 @@ import re
 _UNITS = ("", " k", " M", " G", " T")
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _GIB = 2**30
-_CENTS, _SMALL_KWH = 0.1, 0.001
+_CENTS, _SMALL_KWH, _MANY_KWH = 0.1, 0.001, 10.0
 JOULES_PER_KWH = 3.6e6
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 
@@ -69,9 +69,11 @@ def money(amount: float) -> str:
 
 
 def energy(joules: float) -> str:
-    """Return `0.021 kWh`, or joules where it is less than a thousandth of that."""
+    """Return `0.021 kWh`, or joules where it is less than a thousandth of one."""
     kwh = joules / JOULES_PER_KWH
-    return f"{kwh:.3f} kWh" if kwh >= _SMALL_KWH else f"{joules:.0f} J"
+    if kwh < _SMALL_KWH:
+        return f"{joules:.0f} J"
+    return f"{kwh:.2g} kWh" if kwh < _MANY_KWH else f"{kwh:,.1f} kWh"
 
 
 def gib(num_bytes: float) -> str:

@@ -132,12 +132,15 @@ def _spent(snapshot: Snapshot) -> Iterator[Text]:
         spent = cost(snapshot).removeprefix("cost ")
         yield _line("cost", f"{spent}   {hours:.3g} device-hours")
     if snapshot.energy_joules is not None:
-        yield _line("energy", f"{figures.energy(snapshot.energy_joules)} by the GPUs, whoever used them")
-    troubles = [
-        (snapshot.num_splits, "batches computed in pieces"),
-        (snapshot.num_restarts, "restarts of workers"),
-    ]
-    told = [f"{figures.count(number)} {what}" for number, what in troubles if number]
+        joules = f"{snapshot.energy_joules:,.0f} J"
+        whole = figures.energy(snapshot.energy_joules)
+        taken = whole if whole == joules else f"{whole} ({joules})"
+        yield _line("energy", f"{taken} by the GPUs, whoever used them")
+    troubles = (
+        ("batches computed in pieces", snapshot.num_splits),
+        ("restarts of workers", snapshot.num_restarts),
+    )
+    told = [f"{what}: {figures.count(number)}" for what, number in troubles if number]
     if told:
         yield _line("trouble", "   ".join(told))
 

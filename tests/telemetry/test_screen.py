@@ -134,7 +134,7 @@ def test_what_it_costs(run: Any) -> None:
     run.clock.now = 500.0
     assert lines(run)[2] == "time      elapsed 8m 20s   ETA --   cost 1.00 of 2.00"
     snapshot = dataclasses.replace(run.tally.snapshot(), energy_joules=3.6e6)
-    assert frame(snapshot, [], width=80)[2].plain.endswith("cost 1.00 of 2.00   1.000 kWh")
+    assert frame(snapshot, [], width=80)[2].plain.endswith("cost 1.00 of 2.00   1 kWh")
 
 
 def many(num_workers: int) -> Snapshot:

@@ -159,7 +159,7 @@ def test_what_a_run_took(run: Any) -> None:
     told = [line.plain for line in summary(replace(run.tally.snapshot(), energy_joules=75_600.0))]
     assert told[-5:-2] == [
         "cost      1.00   0.556 device-hours",
-        "energy    0.021 kWh by the GPUs, whoever used them",
-        "trouble   1 batches computed in pieces   1 restarts of workers",
+        "energy    0.021 kWh (75,600 J) by the GPUs, whoever used them",
+        "trouble   batches computed in pieces: 1   restarts of workers: 1",
     ]
     assert not any(line.startswith("energy") for line in lines(run))
