@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from batchinfer.errors import DeviceError
+
 _MIG_ENABLED = 1
+_PATIENCE_S = 30.0
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _CLOCK_SM, _CLOCK_MEMORY = 1, 2
 _ECC_UNCORRECTED, _ECC_VOLATILE = 1, 0
 _PCIE_SEND, _PCIE_RECEIVE = 0, 1
@@ -70,48 +76,69 @@ def gpus() -> tuple[Gpu, ...]:
     `CUDA_VISIBLE_DEVICES` is followed as CUDA follows it. The order is NVML's, which is CUDA's on a
     machine with equal GPUs (elsewhere, set `CUDA_DEVICE_ORDER=PCI_BUS_ID`).
     """
-    nvml, _ = library()
+    if os.environ.get(_VISIBLE, "all").strip() in {"", "-1"}:
+        return ()  # nor is a driver asked that may hang
+    nvml, _ = _library()
     if nvml is None:
         return ()
     return tuple(_describe(nvml, index, handle) for index, handle in enumerate(_visible(nvml)))
 
 
+def gpus_in_time(patience_s: float = _PATIENCE_S) -> tuple[Gpu, ...]:
+    """Return `gpus()`. Raises DeviceError where the driver does not answer in time: a run that took such a
+    machine for one without GPUs would be slow, and one that waited would hang."""
+    answers: queue.SimpleQueue[tuple[Gpu, ...]] = queue.SimpleQueue()
+    threading.Thread(target=lambda: answers.put(gpus()), name="gpus", daemon=True).start()
+    try:
+        return answers.get(timeout=patience_s)
+    except queue.Empty:
+        raise DeviceError(
+            f"the NVIDIA driver did not answer in {patience_s:g} s",
+            hint="`nvidia-smi` will hang too: reset the GPU or restart the machine; "
+            "to compute on its CPU, hide the GPUs from this process: CUDA_VISIBLE_DEVICES=",
+        ) from None
+
+
 def sample(gpu: Gpu) -> GpuSample:
     """Ask a GPU how it is doing. Takes some milliseconds, 40 of them for what goes over PCIe; never raises,
     but with a driver that hangs it does not come back."""
-    nvml, _ = library()
-    handle = nvml and ask(nvml, "nvmlDeviceGetHandleByUUID", gpu.uuid)
+    nvml, _ = _library()
+    handle = nvml and _ask(nvml, "nvmlDeviceGetHandleByUUID", gpu.uuid)
     if handle is None:
         return GpuSample()
-    rates = ask(nvml, "nvmlDeviceGetUtilizationRates", handle)
-    memory = ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
+    rates = _ask(nvml, "nvmlDeviceGetUtilizationRates", handle)
+    memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
     return GpuSample(
         utilization_ratio=None if rates is None else rates.gpu / 100,
         memory_used_bytes=None if memory is None else int(memory.used),
         temperature_celsius=_temperature(nvml, handle),
-        power_watts=_thousandths(ask(nvml, "nvmlDeviceGetPowerUsage", handle)),
-        energy_joules=_thousandths(ask(nvml, "nvmlDeviceGetTotalEnergyConsumption", handle)),
-        sm_clock_hertz=_times(ask(nvml, "nvmlDeviceGetClockInfo", handle, _CLOCK_SM), _MHZ),
-        memory_clock_hertz=_times(ask(nvml, "nvmlDeviceGetClockInfo", handle, _CLOCK_MEMORY), _MHZ),
+        power_watts=_thousandths(_ask(nvml, "nvmlDeviceGetPowerUsage", handle)),
+        energy_joules=_thousandths(_ask(nvml, "nvmlDeviceGetTotalEnergyConsumption", handle)),
+        sm_clock_hertz=_times(_ask(nvml, "nvmlDeviceGetClockInfo", handle, _CLOCK_SM), _MHZ),
+        memory_clock_hertz=_times(_ask(nvml, "nvmlDeviceGetClockInfo", handle, _CLOCK_MEMORY), _MHZ),
         throttled_by=_throttles(nvml, handle),
-        ecc_errors=ask(nvml, "nvmlDeviceGetTotalEccErrors", handle, _ECC_UNCORRECTED, _ECC_VOLATILE),
-        pcie_send_bytes_per_second=_times(ask(nvml, "nvmlDeviceGetPcieThroughput", handle, _PCIE_SEND), _KIB),
+        ecc_errors=_ask(nvml, "nvmlDeviceGetTotalEccErrors", handle, _ECC_UNCORRECTED, _ECC_VOLATILE),
+        pcie_send_bytes_per_second=_times(
+            _ask(nvml, "nvmlDeviceGetPcieThroughput", handle, _PCIE_SEND), _KIB
+        ),
         pcie_receive_bytes_per_second=_times(
-            ask(nvml, "nvmlDeviceGetPcieThroughput", handle, _PCIE_RECEIVE), _KIB
+            _ask(nvml, "nvmlDeviceGetPcieThroughput", handle, _PCIE_RECEIVE), _KIB
         ),
     )
 
 
 def cores_near(index: int) -> frozenset[int]:
     """Return the CPU cores of the NUMA node that a GPU hangs on; none where nobody can tell."""
-    nvml, _ = library()
+    nvml, _ = _library()
     found = gpus()
     if nvml is None or index >= len(found):
         return frozenset()
     words = -(-(os.cpu_count() or 1) // _WORD_BITS)
-    handle = ask(nvml, "nvmlDeviceGetHandleByUUID", found[index].uuid)
+    handle = _ask(nvml, "nvmlDeviceGetHandleByUUID", found[index].uuid)
     scope = getattr(nvml, "NVML_AFFINITY_SCOPE_NODE", 0)
-    masks = None if handle is None else ask(nvml, "nvmlDeviceGetCpuAffinityWithinScope", handle, words, scope)
+    masks = (
+        None if handle is None else _ask(nvml, "nvmlDeviceGetCpuAffinityWithinScope", handle, words, scope)
+    )
     return frozenset(
         at * _WORD_BITS + bit
         for at, mask in enumerate(masks or ())
@@ -146,13 +173,23 @@ def take_turns() -> None:
 
 def problem() -> str | None:
     """Say why NVML does not work although its library is installed; None where all is well."""
-    nvml, trouble = library()
+    nvml, trouble = _library()
     if nvml is not None or trouble is None or trouble.endswith("LibraryNotFound"):
         return None
     return f"the NVIDIA driver is installed but does not answer ({trouble.removeprefix('NVMLError_')})"
 
 
-def library() -> tuple[Any, str | None]:
+def nvml() -> Any:
+    """Return NVML's functions, ready for calls; None where there is no driver."""
+    return _library()[0]
+
+
+def ask(library: Any, function: str, *args: Any) -> Any:
+    """Call one function of NVML; None where this driver, GPU, slice or user may not."""
+    return _ask(library, function, *args)
+
+
+def _library() -> tuple[Any, str | None]:
     """Return pynvml, ready for calls; or None and the name of what went wrong."""
     try:
         with warnings.catch_warnings():
@@ -169,7 +206,7 @@ def library() -> tuple[Any, str | None]:
     return pynvml, None
 
 
-def ask(nvml: Any, function: str, *args: Any) -> Any:
+def _ask(nvml: Any, function: str, *args: Any) -> Any:
     """Call one function of NVML; None where this driver, GPU, slice or user may not."""
     try:
         return getattr(nvml, function)(*args)
@@ -179,11 +216,11 @@ def ask(nvml: Any, function: str, *args: Any) -> Any:
 
 def _visible(nvml: Any) -> list[Any]:
     """Return the handles of the devices that CUDA shows this process, in its order."""
-    count = ask(nvml, "nvmlDeviceGetCount") or 0
-    whole = [ask(nvml, "nvmlDeviceGetHandleByIndex", index) for index in range(count)]
+    count = _ask(nvml, "nvmlDeviceGetCount") or 0
+    whole = [_ask(nvml, "nvmlDeviceGetHandleByIndex", index) for index in range(count)]
     # In a container NVML may count GPUs that it then refuses to hand out.
     cards = [_Card(handle, *_slices(nvml, handle)) for handle in whole if handle is not None]
-    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    asked = os.environ.get(_VISIBLE)
     if asked is None:
         chosen = [device for card in cards for device in card.devices]
     else:
@@ -203,11 +240,11 @@ class _Card:
 
 
 def _slices(nvml: Any, handle: Any) -> tuple[bool, list[Any]]:
-    mode = ask(nvml, "nvmlDeviceGetMigMode", handle)
+    mode = _ask(nvml, "nvmlDeviceGetMigMode", handle)
     if mode is None or mode[0] != _MIG_ENABLED:
         return False, [handle]
-    count = ask(nvml, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0
-    found = [ask(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", handle, index) for index in range(count)]
+    count = _ask(nvml, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0
+    found = [_ask(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", handle, index) for index in range(count)]
     return True, [device for device in found if device is not None]
 
 
@@ -235,23 +272,23 @@ def _chosen(tokens: Sequence[str], cards: Sequence[_Card], uuid_of: Callable[[An
 
 
 def _describe(nvml: Any, index: int, handle: Any) -> Gpu:
-    memory = ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
+    memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
     return Gpu(
         index=index,
         uuid=_uuid(nvml, handle),
-        name=text(ask(nvml, "nvmlDeviceGetName", handle)) or "NVIDIA GPU",
+        name=_text(_ask(nvml, "nvmlDeviceGetName", handle)) or "NVIDIA GPU",
         memory_total_bytes=None if memory is None else int(memory.total),
     )
 
 
 def _uuid(nvml: Any, handle: Any) -> str:
-    return text(ask(nvml, "nvmlDeviceGetUUID", handle))
+    return _text(_ask(nvml, "nvmlDeviceGetUUID", handle))
 
 
 def _temperature(nvml: Any, handle: Any) -> float | None:
     # The first is for new drivers, the second goes away with CUDA 14.
     for function in ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature"):
-        found = ask(nvml, function, handle, nvml.NVML_TEMPERATURE_GPU)
+        found = _ask(nvml, function, handle, nvml.NVML_TEMPERATURE_GPU)
         if found is not None:
             return float(found)
     return None
@@ -260,7 +297,7 @@ def _temperature(nvml: Any, handle: Any) -> float | None:
 def _throttles(nvml: Any, handle: Any) -> tuple[str, ...] | None:
     # The first is for new drivers, and says the same.
     for function in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
-        found = ask(nvml, function, handle)
+        found = _ask(nvml, function, handle)
         if found is not None:
             return tuple(word for word, bits in THROTTLES.items() if int(found) & bits)
     return None
@@ -274,6 +311,6 @@ def _thousandths(value: int | None) -> float | None:
     return None if value is None else value / 1000
 
 
-def text(value: bytes | str | None) -> str:
+def _text(value: bytes | str | None) -> str:
     """Return text: older bindings give bytes."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value or ""

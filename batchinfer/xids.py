@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ class XidWatch:
     """Counts the Xid errors of some GPUs from now on. Never raises: a driver that reports none has none."""
 
     def __init__(self, gpus: Sequence[Gpu]) -> None:
-        self._nvml, _ = hardware.library()
+        self._nvml = hardware.nvml()
         self._cards: dict[str, str] = {}
         """The physical GPU of each: the driver reports what happens in a slice as its GPU's."""
 
@@ -43,7 +44,7 @@ class XidWatch:
             self._nvml.nvmlDeviceRegisterEvents(card, _XID_EVENT, self._set)
         except (self._nvml.NVMLError, AttributeError):
             return
-        self._cards[uuid] = hardware.text(self._ask("nvmlDeviceGetUUID", card))
+        self._cards[uuid] = self._uuid(card)
 
     def poll(self) -> None:
         """Take in what was reported since the last time, without waiting."""
@@ -51,7 +52,7 @@ class XidWatch:
             event = self._ask("nvmlEventSetWait_v2", self._set, 0)
             if event is None:
                 return  # the usual time-out: there is no more
-            card = hardware.text(self._ask("nvmlDeviceGetUUID", event.device))
+            card = self._uuid(event.device)
             before = self._found.get(card, Xids())
             self._found[card] = Xids(before.count + 1, int(event.eventData))
 
@@ -65,6 +66,9 @@ class XidWatch:
         if self._set is not None:
             self._ask("nvmlEventSetFree", self._set)
             self._set, self._cards = None, {}
+
+    def _uuid(self, handle: Any) -> str:
+        return os.fsdecode(self._ask("nvmlDeviceGetUUID", handle) or "")  # older bindings give bytes
 
     def _ask(self, function: str, *args: Any) -> Any:
         return None if self._nvml is None else hardware.ask(self._nvml, function, *args)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import pynvml
 import pytest
 
 from batchinfer import hardware
+from batchinfer.errors import DeviceError
 from batchinfer.hardware import Gpu, GpuSample
 from batchinfer.xids import Xids, XidWatch
 from tests.telemetry.fake_nvml import GIB, Card, FakeNvml
@@ -229,6 +231,20 @@ def test_a_driver_that_does_not_answer_is_a_problem(install: Callable[..., FakeN
     install(Card("GPU-a"), broken=pynvml.NVMLError_LibRmVersionMismatch)
     assert hardware.gpus() == ()
     assert "LibRmVersionMismatch" in (hardware.problem() or "")
+
+
+def test_a_driver_that_hangs_is_an_error_in_time(
+    install: Callable[..., FakeNvml], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a run begins, a driver that does not come back is an error and not a wait without an end."""
+    fake, free = install(Card("GPU-a")), threading.Event()
+    assert [gpu.uuid for gpu in hardware.gpus_in_time()] == ["GPU-a"]
+    monkeypatch.setattr(fake, "nvmlDeviceGetCount", lambda: free.wait(30) and 1)
+    with pytest.raises(DeviceError, match=r"did not answer in 0\.05 s"):
+        hardware.gpus_in_time(0.05)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert hardware.gpus_in_time(0.05) == ()
+    free.set()
 
 
 def test_this_machine_can_be_asked() -> None:
