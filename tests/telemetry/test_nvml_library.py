@@ -43,7 +43,7 @@ print(json.dumps(found))
 """
 
 RUN = """
-import sys
+import os, sys, time
 from batchinfer.config.sections import ObserveOptions
 from batchinfer.data import Receipt
 from batchinfer.events import RunFinished, RunStarted, UnitCommitted, WorkerReady
@@ -60,9 +60,13 @@ events = [
     UnitCommitted(worker=0, receipt=receipt),
     RunFinished(exit_code=0, seconds=1.0, complete=True),
 ]
+devices, tally = observers[:2]
 for event in events:
     for observer in observers:
         observer.on_event(event)
+    deadline = time.monotonic() + 20
+    while event is events[1] and not devices.readings(tally.snapshot()) and "NVML_HANGS" not in os.environ:
+        assert time.monotonic() < deadline
 for observer in observers:
     observer.close()
 """
