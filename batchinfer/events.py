@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from batchinfer.data import Receipt
+from batchinfer.errors import BatchinferError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
-    """The plan stands. `rows_done` were committed by earlier runs."""
+    """The plan stands. `rows_done` were committed by earlier runs.
+
+    `devices` are those that this process computes on, each once. `errors_allowed` is how many rows may fail,
+    in all runs together; the price of an hour of one device and the cost that ends the run are the job's.
+    """
 
     job: str
     run: str
@@ -22,6 +27,10 @@ class RunStarted:
     num_workers: int
     model: str
     output: str
+    devices: tuple[str, ...] = ()
+    errors_allowed: int | None = None
+    price_per_device_hour: float | None = None
+    max_cost: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +54,15 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchFinished:
-    """One forward pass. Tokens are zero where the input has no ragged column."""
+    """One forward pass. Tokens are zero where the input has no ragged column. `split`: it failed, or did not
+    fit, and was computed in pieces."""
 
     worker: int
     rows: int
     compute_s: float
     real_tokens: int
     padded_tokens: int
+    split: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +129,25 @@ class Warned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunFailed:
+    """What ended a run early, or before it began; `kind` is stable."""
+
+    kind: str
+    message: str
+    where: str | None = None
+    hint: str | None = None
+
+    @classmethod
+    def of(cls, error: BaseException) -> RunFailed:
+        """Return what there is to say of an error."""
+        if isinstance(error, BatchinferError):
+            return cls(kind=error.kind, message=error.message, where=error.where, hint=error.hint)
+        if isinstance(error, KeyboardInterrupt):
+            return cls(kind="interrupted", message="interrupted from the keyboard")
+        return cls(kind="bug", message=type(error).__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished:
     """The last word. `complete` says that every unit of the plan is committed.
 
@@ -145,5 +175,6 @@ Event: TypeAlias = (
     | WorkerExited
     | WorkerSaid
     | Warned
+    | RunFailed
     | RunFinished
 )

@@ -7,12 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from batchinfer.errors import DeviceError
+
 _MIG_ENABLED = 1
+_PATIENCE_S = 30.0
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_CLOCK_SM, _CLOCK_MEMORY = 1, 2
+_ECC_UNCORRECTED, _ECC_VOLATILE = 1, 0
+_PCIE_SEND, _PCIE_RECEIVE = 0, 1
+_MHZ, _KIB = 1_000_000, 1024
 _WORD_BITS = 64
 
 
@@ -28,13 +38,36 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSample:
-    """A GPU at one moment. `energy_joules` counts since its driver was loaded."""
+    """A GPU at one moment. `energy_joules` and `ecc_errors`, those that could not be corrected, count since
+    its driver was loaded. A MIG slice has no power, temperature or energy of its own."""
 
     utilization_ratio: float | None = None
     memory_used_bytes: int | None = None
     temperature_celsius: float | None = None
     power_watts: float | None = None
     energy_joules: float | None = None
+    sm_clock_hertz: float | None = None
+    memory_clock_hertz: float | None = None
+    throttled_by: tuple[str, ...] | None = None
+    """Why its clocks are lower than they could be, of `THROTTLES`; idling and what the owner set are no
+    reasons."""
+
+    ecc_errors: int | None = None
+    pcie_send_bytes_per_second: float | None = None
+    pcie_receive_bytes_per_second: float | None = None
+    num_xids: int | None = None
+    last_xid: int | None = None
+    """Xid errors since somebody watches, and the last one's number: `XidWatch` tells."""
+
+
+THROTTLES = {
+    "power_cap": 0x04,
+    "hardware": 0x08,
+    "sync_boost": 0x10,
+    "heat": 0x20 | 0x40,
+    "power_brake": 0x80,
+}
+"""Why clocks are lowered, as NVML's bits (nvmlClocksEventReason*)."""
 
 
 def gpus() -> tuple[Gpu, ...]:
@@ -43,14 +76,32 @@ def gpus() -> tuple[Gpu, ...]:
     `CUDA_VISIBLE_DEVICES` is followed as CUDA follows it. The order is NVML's, which is CUDA's on a
     machine with equal GPUs (elsewhere, set `CUDA_DEVICE_ORDER=PCI_BUS_ID`).
     """
+    if os.environ.get(_VISIBLE, "all").strip() in {"", "-1"}:
+        return ()  # nor is a driver asked that may hang
     nvml, _ = _library()
     if nvml is None:
         return ()
     return tuple(_describe(nvml, index, handle) for index, handle in enumerate(_visible(nvml)))
 
 
+def gpus_in_time(patience_s: float = _PATIENCE_S) -> tuple[Gpu, ...]:
+    """Return `gpus()`. Raises DeviceError where the driver does not answer in time: a run that took such a
+    machine for one without GPUs would be slow, and one that waited would hang."""
+    answers: queue.SimpleQueue[tuple[Gpu, ...]] = queue.SimpleQueue()
+    threading.Thread(target=lambda: answers.put(gpus()), name="gpus", daemon=True).start()
+    try:
+        return answers.get(timeout=patience_s)
+    except queue.Empty:
+        raise DeviceError(
+            f"the NVIDIA driver did not answer in {patience_s:g} s",
+            hint="`nvidia-smi` will hang too: reset the GPU or restart the machine; "
+            "to compute on its CPU, hide the GPUs from this process: CUDA_VISIBLE_DEVICES=",
+        ) from None
+
+
 def sample(gpu: Gpu) -> GpuSample:
-    """Ask a GPU how it is doing. Takes about a millisecond; never raises."""
+    """Ask a GPU how it is doing. Takes some milliseconds, 40 of them for what goes over PCIe; never raises,
+    but with a driver that hangs it does not come back."""
     nvml, _ = _library()
     handle = nvml and _ask(nvml, "nvmlDeviceGetHandleByUUID", gpu.uuid)
     if handle is None:
@@ -63,6 +114,16 @@ def sample(gpu: Gpu) -> GpuSample:
         temperature_celsius=_temperature(nvml, handle),
         power_watts=_thousandths(_ask(nvml, "nvmlDeviceGetPowerUsage", handle)),
         energy_joules=_thousandths(_ask(nvml, "nvmlDeviceGetTotalEnergyConsumption", handle)),
+        sm_clock_hertz=_times(_ask(nvml, "nvmlDeviceGetClockInfo", handle, _CLOCK_SM), _MHZ),
+        memory_clock_hertz=_times(_ask(nvml, "nvmlDeviceGetClockInfo", handle, _CLOCK_MEMORY), _MHZ),
+        throttled_by=_throttles(nvml, handle),
+        ecc_errors=_ask(nvml, "nvmlDeviceGetTotalEccErrors", handle, _ECC_UNCORRECTED, _ECC_VOLATILE),
+        pcie_send_bytes_per_second=_times(
+            _ask(nvml, "nvmlDeviceGetPcieThroughput", handle, _PCIE_SEND), _KIB
+        ),
+        pcie_receive_bytes_per_second=_times(
+            _ask(nvml, "nvmlDeviceGetPcieThroughput", handle, _PCIE_RECEIVE), _KIB
+        ),
     )
 
 
@@ -159,7 +220,7 @@ def _visible(nvml: Any) -> list[Any]:
     whole = [_ask(nvml, "nvmlDeviceGetHandleByIndex", index) for index in range(count)]
     # In a container NVML may count GPUs that it then refuses to hand out.
     cards = [_Card(handle, *_slices(nvml, handle)) for handle in whole if handle is not None]
-    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    asked = os.environ.get(_VISIBLE)
     if asked is None:
         chosen = [device for card in cards for device in card.devices]
     else:
@@ -231,6 +292,19 @@ def _temperature(nvml: Any, handle: Any) -> float | None:
         if found is not None:
             return float(found)
     return None
+
+
+def _throttles(nvml: Any, handle: Any) -> tuple[str, ...] | None:
+    # The first is for new drivers, and says the same.
+    for function in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
+        found = _ask(nvml, function, handle)
+        if found is not None:
+            return tuple(word for word, bits in THROTTLES.items() if int(found) & bits)
+    return None
+
+
+def _times(value: int | None, unit: int) -> float | None:
+    return None if value is None else float(value * unit)
 
 
 def _thousandths(value: int | None) -> float | None:

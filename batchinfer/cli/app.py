@@ -26,6 +26,7 @@ from batchinfer.cli import (
     verify,
 )
 from batchinfer.cli.failures import exit_code_of, in_our_words, show_failure
+from batchinfer.cli.streams import occupy
 from batchinfer.errors import BatchinferError
 
 app = typer.Typer(
@@ -79,6 +80,7 @@ class _Keyboard:
 
 def run_app() -> int:
     """Run the command line; every error becomes a message and an exit code."""
+    occupy()
     keyboard = _Keyboard()
     try:
         crash.arm()

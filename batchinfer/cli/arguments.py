@@ -42,11 +42,11 @@ def load(job: str, params: list[str] | None, sets: list[str] | None) -> Job:
 
 
 def this_machine() -> Machine:
-    """Return what this machine has."""
+    """Return what this machine has. Raises DeviceError where its driver hangs."""
     from batchinfer.config import Machine, usable_cores
-    from batchinfer.hardware import gpus
+    from batchinfer.hardware import gpus_in_time
 
-    return Machine(cores=usable_cores(), gpus=tuple(gpu.name for gpu in gpus()))
+    return Machine(cores=usable_cores(), gpus=tuple(gpu.name for gpu in gpus_in_time()))
 
 
 def output_of(target: str) -> tuple[str, dict[str, object]]:

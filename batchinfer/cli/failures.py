@@ -10,7 +10,7 @@ import traceback
 
 import typer
 
-from batchinfer.errors import BatchinferError, ExitCode
+from batchinfer.errors import BatchinferError, ExitCode, LocalDiskError
 from batchinfer.redact import redact, visible
 
 _WrongCommandLine: type[Exception] = typer.BadParameter.__mro__[2]
@@ -24,6 +24,12 @@ def in_our_words(error: BaseException) -> BaseException:
             "this process may not open more files",
             where=error.filename,
             hint="raise its limit: ulimit -n 4096",
+        )
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT} and not error.filename:
+        _forget_output()
+        return LocalDiskError(
+            f"what was to be printed cannot be written: {error.strerror}",
+            hint="send the output of the command to a disk with room",
         )
     return error
 
@@ -58,6 +64,13 @@ def show_failure(error: BaseException) -> None:
     else:
         _say(visible(redact("".join(traceback.format_exception(error))), lines=True))
         _say(f"{_red('error')}[bug]: this should not happen; please report it with the lines above")
+
+
+def _forget_output() -> None:
+    """Give standard output nowhere to go: what Python still keeps for it would fail again at exit, and
+    change the exit code."""
+    with contextlib.suppress(OSError, ValueError, AttributeError), open(os.devnull, "w") as nowhere:  # noqa: PTH123 - no path
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _red(text: str) -> str:

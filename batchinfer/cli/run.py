@@ -29,6 +29,10 @@ def command(
     log_format: Annotated[
         LogFormat, typer.Option(help="Progress lines where the output is no terminal.")
     ] = LogFormat.text,
+    log_file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Append the run to a file as lines of JSON, too."),
+    ] = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -66,6 +70,7 @@ def command(
             log_format=log_format.value,
             stream=sys.stderr,
             index=share.index,
+            log_file=log_file,
         )
         machine = this_machine()
         report = run(loaded, machine, observers, share=share, force=force, measure=measure, standby=standby)

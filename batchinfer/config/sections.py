@@ -336,5 +336,9 @@ class ObserveOptions(Options):
     interval: Seconds = neutral(30.0)
     """Seconds between two progress lines where the output is no terminal."""
 
+    log_file: JobPath | None = neutral(None)
+    """A local file to which the run is appended as lines of JSON, beside what the terminal shows;
+    `run --log-file` takes its place."""
+
     pushgateway: PushgatewayOptions | None = neutral(None)
     """Push metrics to a Prometheus Pushgateway."""

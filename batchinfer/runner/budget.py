@@ -39,6 +39,11 @@ class Budget:
         self.samples: tuple[RowError, ...] = ()
         """The first few failed rows of this run."""
 
+    @property
+    def allowed(self) -> int:
+        """How many rows of the whole input may fail."""
+        return int(_allowed(self._max, self._plan.num_rows))
+
     def add(self, receipt: Receipt) -> None:
         """Count a unit. Raises BudgetExceeded where the run cannot end well any more."""
         self._rows += receipt.rows_read

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +15,6 @@ from batchinfer.errors import DataError, NoInputError
 from batchinfer.runner.finish import MANIFEST_KEYS, files_of
 from batchinfer.runner.ledger import ledger_of, plan_of
 from batchinfer.runner.output import Seal, below, generations, read_control, read_plan, read_seal
-from batchinfer.runner.presence import beats
 from batchinfer.storage import ObjectMissing, open_store
 
 if TYPE_CHECKING:
@@ -30,10 +28,13 @@ Level = Literal["quick", "footer", "deep"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessStatus:
-    """A process that shows signs of life. `silent_s` compares two machines' clocks: for people only."""
+    """A process that shows signs of life. `silent_s` compares two machines' clocks: for people only. One that
+    was not heard of for four times as long as it promised `is_silent`, and so is one that this machine does
+    not have any more."""
 
     owner: str
     silent_s: float
+    is_silent: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,18 +67,16 @@ class Verdict:
     problems: tuple[str, ...]
 
 
-def read_status(root: str, options: Mapping[str, Any]) -> OutputStatus:
-    """Read the progress of an output from its listing. Raises NoInputError where there is none."""
-    store = open_store(root, options)
-    entries = store.entries(root)
-    plan = latest_plan(store, root, entries)
+def status_of(
+    store: Store, root: str, plan: Plan, entries: Sequence[Entry], processes: Iterable[ProcessStatus]
+) -> OutputStatus:
+    """Return how far an output is by a listing of it. Raises DataError where `_SUCCESS` is damaged."""
     ledger = ledger_of(entries, plan.layout(root))
     done = [plan.units[index] for index in ledger.committed]
     there = read_seal(store, root) if any(below(root, entry.uri) == "_SUCCESS" for entry in entries) else None
     state = "all units committed" if len(done) == len(plan.units) else "unfinished"
     if there is not None and there.plan == plan.plan8 and state != "unfinished":
         state = "complete"
-    now = time.time()
     names = [below(root, entry.uri) for entry in entries]
     start = f"_batchinfer/{plan.plan8}/suspect/"
     suspects = {int(name.removeprefix(start).split("/")[0]) for name in names if name.startswith(start)}
@@ -92,10 +91,7 @@ def read_status(root: str, options: Mapping[str, Any]) -> OutputStatus:
         rows_total=plan.num_rows,
         rows_done=sum(stop - start for _, start, stop in done),
         num_bytes=sum(entry.size_bytes for entry in ledger.parts.values()),
-        processes=tuple(
-            ProcessStatus(owner=beat.owner, silent_s=max(now - beat.modified, 0.0))
-            for beat in beats(entries, root, plan.plan8)
-        ),
+        processes=tuple(processes),
         suspects=tuple(sorted(suspects - ledger.committed)),
     )
 

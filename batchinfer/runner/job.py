@@ -12,7 +12,7 @@ from batchinfer.clock import SystemClock
 from batchinfer.config import Job, Machine, Tuned, resolve
 from batchinfer.data import Receipt, RowError
 from batchinfer.errors import BatchinferError, ExitCode, UnavailableError
-from batchinfer.events import Event, RunFinished, RunStarted, SettingsChosen, Warned
+from batchinfer.events import Event, RunFailed, RunFinished, RunStarted, SettingsChosen, Warned
 from batchinfer.runner.budget import Budget
 from batchinfer.runner.claims import Claims
 from batchinfer.runner.deal import Deal, LeaseDeal, StaticDeal, Supersession
@@ -68,6 +68,7 @@ def run(
     try:
         report = session.run()
     except BaseException as error:
+        session.emit(RunFailed.of(error))
         # A run that never began has no end to tell of: the error says it all.
         if session.announced:
             code = error.exit_code if isinstance(error, BatchinferError) else ExitCode.CRASH
@@ -171,7 +172,7 @@ class _Session:
         pending = prepared.pending if leases else self._share.of(prepared.pending)
         devices = [device for device in self._devices() for _ in range(self._workers_per_device())]
         devices = devices[: max(len(pending), 1)]
-        self._announce(prepared, pending, num_workers=len(devices) if pending else 0)
+        self._announce(prepared, pending, devices if pending else ())
         if self.retrial is not None and (told := self.retrial.told(plan)):
             self._warn("retry", told)
         if pending:
@@ -206,7 +207,8 @@ class _Session:
     def _workers_per_device(self) -> int:
         return int(self._job.compute.workers_per_device)
 
-    def _announce(self, prepared: Prepared, pending: Sequence[int], *, num_workers: int) -> None:
+    def _announce(self, prepared: Prepared, pending: Sequence[int], devices: Sequence[str]) -> None:
+        assert self._budget is not None
         plan, rows_pending = prepared.plan, prepared.planned_rows(pending)
         rows_total = plan.num_rows + rows_kept(prepared.store, plan.layout(self._job.output.path), plan)
         self.announced = True
@@ -218,9 +220,13 @@ class _Session:
                 units_done=len(plan.units) - len(pending),
                 rows_total=rows_total,
                 rows_done=rows_total - rows_pending,
-                num_workers=num_workers,
+                num_workers=len(devices),
                 model=self._job.model.version or self._job.model.path or self._job.model.entry or "",
                 output=self._job.output.path,
+                devices=tuple(dict.fromkeys(devices)),
+                errors_allowed=self._budget.allowed,
+                price_per_device_hour=self._job.limits.price_per_device_hour,
+                max_cost=self._job.limits.max_cost,
             )
         )
 
@@ -229,7 +235,8 @@ class _Session:
     ) -> None:
         """Run the pending units. The plan is stored once a worker has found the job sound."""
         plan, stored = prepared.plan, prepared.stored
-        presence = Presence(prepared.store, self._job.output.path, plan.plan8, new_owner(self._share.index))
+        me, every_s = new_owner(self._share.index), self._job.compute.heartbeat
+        presence = Presence(prepared.store, self._job.output.path, plan.plan8, me, every_s=every_s)
         deal = self._deal(prepared, pending, presence)
         keeper = Keeper(deal, on_trouble=self._on_trouble)
         began = False

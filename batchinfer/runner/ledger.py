@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,25 @@ class Ledger:
 def read_ledger(store: Store, layout: OutputLayout) -> Ledger:
     """List the output once."""
     return ledger_of(store.entries(layout.root), layout)
+
+
+def committed_at(entries: Iterable[Entry], layout: OutputLayout) -> dict[int, float]:
+    """Return when each unit of a plan was committed, as seconds since 1970 by the store's clock."""
+    base = layout.root.rstrip("/") + "/"
+    found: dict[int, float] = {}
+    for entry in entries:
+        name = entry.uri.removeprefix(base)
+        if layout.records:
+            match = _RECORD.fullmatch(name)
+            of_plan = match is not None and match[1] == layout.plan8
+            unit = 2
+        else:
+            match = None if name.startswith("_") else _PART.fullmatch(name.rpartition("/")[2])
+            of_plan = match is not None and match[3] == layout.plan8
+            unit = 1
+        if match is not None and of_plan:
+            found[int(match[unit])] = entry.modified
+    return found
 
 
 def ledger_of(entries: Sequence[Entry], layout: OutputLayout) -> Ledger:

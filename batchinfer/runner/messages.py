@@ -133,6 +133,7 @@ class BatchNote:
     compute_s: float
     real_tokens: int
     padded_tokens: int
+    split: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

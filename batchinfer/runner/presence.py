@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _BEAT = re.compile(r"_batchinfer/([0-9a-f]{8})/hb/([^/]+)\.(json|gone)")
 _ANY = "any"
+USUAL_BEAT_S = 15.0
+"""Seconds between two heartbeats of a process that does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,10 @@ def beats(entries: Iterable[Entry], root: str, plan8: str) -> Iterator[Beat]:
 class Presence:
     """This process's own heartbeat."""
 
-    def __init__(self, store: Store, root: str, plan8: str, owner: str) -> None:
+    def __init__(
+        self, store: Store, root: str, plan8: str, owner: str, *, every_s: float = USUAL_BEAT_S
+    ) -> None:
+        self._every_s = every_s
         self._store = store
         self._base = f"{root.rstrip('/')}/_batchinfer/{plan8}"
         self.owner = owner
@@ -70,7 +75,12 @@ class Presence:
         """Say what this process is doing. Raises what the store raises."""
         self._seq += 1
         text = control(
-            owner=self.owner, seq=self._seq, in_flight=list(in_flight), blocks=list(blocks), done=done
+            owner=self.owner,
+            seq=self._seq,
+            in_flight=list(in_flight),
+            blocks=list(blocks),
+            done=done,
+            every_s=self._every_s,
         )
         crash_point("hb.before")
         self._store.put(self.uri, text)
@@ -110,6 +120,15 @@ class Presence:
             uri = f"{self._base}/suspect/{unit:05d}/{number}.json"
             if create_once(self._store, uri, control(unit=unit, owner=owner)):
                 return
+
+
+def promised_s(store: Store, root: str, plan8: str, owner: str) -> float:
+    """Return how many seconds pass between two heartbeats of a process, as it says itself."""
+    uri = f"{root.rstrip('/')}/_batchinfer/{plan8}/hb/{owner}.json"
+    try:
+        return float(read_control(store, uri, "heartbeat")["every_s"])
+    except (BatchinferError, KeyError, TypeError, ValueError):
+        return USUAL_BEAT_S  # torn, gone, foreign, or of an earlier release
 
 
 def died_here(owner: str) -> bool:

@@ -39,6 +39,7 @@ def events_of(member: Member, message: Message) -> Iterator[Event]:
                     compute_s=note.compute_s,
                     real_tokens=note.real_tokens,
                     padded_tokens=note.padded_tokens,
+                    split=note.split,
                 )
             yield StagesTimed(worker=member.index, seconds=message.stages, peak_bytes=message.peak_bytes)
             if message.retries:

@@ -164,6 +164,7 @@ class _Outbox:
             compute_s=output.compute_s,
             real_tokens=output.batch.real_tokens,
             padded_tokens=output.batch.padded_tokens,
+            split=len(output.pieces) > 1 or bool(output.refused),
         )
         with self._lock:
             self._notes.append(note)

@@ -23,14 +23,17 @@ def make_observers(
     log_format: str,
     stream: TextIO | None,
     index: int | None = None,
+    log_file: str | None = None,
 ) -> list[Observer]:
     """Return the observers of a run, in the order in which they must hear its events and be closed.
 
     `interactive` says that `stream` is a terminal that can be drawn over; `log_format` is "text" or
     "json", and JSON is written to a terminal too. A stream of None (standard error was closed) takes
-    everything and shows nothing. `index` is this process's, where several share the job.
+    everything and shows nothing. `index` is this process's, where several share the job. `log_file` takes
+    the place of the job's. Raises JobFileError or AccessError where that cannot be opened.
     """
-    tally, devices = Tally(), Devices()
+    devices = Devices()
+    tally = Tally(energy=devices.energy_joules)
     display: Observer
     if interactive and log_format == "text":
         from batchinfer.telemetry.live import LiveProgress
@@ -47,17 +50,25 @@ def make_observers(
             interval_s=observe.interval,
             log_format="json" if log_format == "json" else "text",
         )
+    # What is sampled and counted comes first: the others read it.
+    observers: list[Observer] = [devices, tally, display]
+    path = log_file or observe.log_file
+    if path is not None:
+        from batchinfer.telemetry.log_file import LogFile
+
+        interval_s = observe.interval
+        observers.append(LogFile(path, tally, devices=devices, job=job, interval_s=interval_s))
     if observe.pushgateway is None:
-        return [tally, display]
+        return observers
 
     from batchinfer.telemetry.metrics import run_registry
     from batchinfer.telemetry.push import Pushgateway
 
     def warn(message: str) -> None:
-        for observer in (tally, display):
+        for observer in observers:
             observer.on_event(Warned(code="pushgateway", message=message))
 
     registry = run_registry(tally, devices)
     push = Pushgateway(observe.pushgateway, job=job, registry=registry, warn=warn, index=index)
-    # The last push may have something to say, and the display has the last word.
-    return [tally, push, display]
+    # The last push may have something to say, and the displays have the last word.
+    return [devices, tally, push, *observers[2:]]

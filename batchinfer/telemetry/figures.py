@@ -8,6 +8,8 @@ import re
 _UNITS = ("", " k", " M", " G", " T")
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _GIB = 2**30
+_CENTS, _SMALL_KWH, _MANY_KWH = 0.1, 0.001, 10.0
+JOULES_PER_KWH = 3.6e6
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 
 
@@ -59,6 +61,19 @@ def clock(seconds: float) -> str:
     """Return `00:03:32`."""
     whole = int(seconds)
     return f"{whole // _HOUR:02d}:{whole % _HOUR // _MINUTE:02d}:{whole % _MINUTE:02d}"
+
+
+def money(amount: float) -> str:
+    """Return `0.38`, `1,234.50`, or `0.0012` of what is almost nothing."""
+    return f"{amount:,.2f}" if amount >= _CENTS or not amount else f"{amount:.2g}"
+
+
+def energy(joules: float) -> str:
+    """Return `0.021 kWh`, or joules where it is less than a thousandth of one."""
+    kwh = joules / JOULES_PER_KWH
+    if kwh < _SMALL_KWH:
+        return f"{joules:.0f} J"
+    return f"{kwh:.2g} kWh" if kwh < _MANY_KWH else f"{kwh:,.1f} kWh"
 
 
 def gib(num_bytes: float) -> str:

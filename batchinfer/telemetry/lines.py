@@ -10,15 +10,25 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from batchinfer.events import (
     Event,
+    RunFailed,
     RunFinished,
     RunStarted,
     SettingsChosen,
+    UnitCommitted,
     Warned,
     WorkerExited,
     WorkerReady,
     WorkerSaid,
 )
-from batchinfer.telemetry.records import Record, as_json, as_text, of_event, progress, settings
+from batchinfer.telemetry.records import (
+    Record,
+    as_json,
+    as_text,
+    of_event,
+    progress,
+    settings,
+    unit_committed,
+)
 from batchinfer.telemetry.stream import SafeStream
 from batchinfer.telemetry.summary import summary
 from batchinfer.telemetry.ticker import Ticker
@@ -33,7 +43,8 @@ _MAX_WAITING = 10_000
 
 
 class LineProgress:
-    """Writes a run as lines of text (`key=value`) or JSON, for logs and pipes.
+    """Writes a run as lines of text (`key=value`) or JSON, for logs and pipes; with `units`, also a line for
+    each unit that is committed.
 
     Reads the numbers from `tally`, which must hear each event first. Nobody has to read the lines:
     if the reader stops, the oldest are dropped and counted, and the run goes on.
@@ -48,6 +59,7 @@ class LineProgress:
         job: str,
         interval_s: float,
         log_format: Literal["text", "json"] = "text",
+        units: bool = False,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -57,10 +69,13 @@ class LineProgress:
         self._job, self._run = job, ""
         self._interval_s = interval_s
         self._json = log_format == "json"
+        self._units = units
+        self._at_work: dict[int, tuple[str, float]] = {}
         self._clock, self._wall_clock = clock, wall_clock
         self._began = self._last = clock()
         self._waiting: deque[str] = deque()
         self._dropped = 0
+        self._is_done = False
         self._lock = Lock()
         self._ticker = Ticker(self.tick, every_s=min(_FLUSH_S, interval_s), name="progress")
 
@@ -78,15 +93,29 @@ class LineProgress:
                 self._note(of_event(event, snapshot))
             case SettingsChosen():
                 self._note(settings(event))
-            case WorkerReady() | WorkerExited() | WorkerSaid() | Warned():
+            case WorkerReady():
+                self._at_work[event.worker] = event.device, self._clock()
                 self._note(of_event(event))
+            case WorkerExited() | WorkerSaid() | Warned():
+                self._note(of_event(event))
+            case RunFailed() if self._json:
+                self._note(of_event(event))  # in text, the command has the last word
+            case UnitCommitted() if self._units:
+                self._note(self._unit(event))
             case _:
                 pass
+
+    def _unit(self, event: UnitCommitted) -> Record:
+        """A worker's device computes one unit after the other."""
+        now = self._clock()
+        device, since = self._at_work.get(event.worker, ("", now))
+        self._at_work[event.worker] = device, now
+        return unit_committed(event, device=device, seconds=now - since)
 
     def close(self) -> None:
         """Write what is left; in text, the summary after it."""
         self._ticker.start()
-        self._ticker.stop(_PATIENCE_S)
+        self._is_done = self._ticker.stop(_PATIENCE_S)
 
     def tick(self, last: bool) -> None:  # noqa: FBT001 - the ticker calls it so
         """Write what is waiting, and a line of progress where one is due."""

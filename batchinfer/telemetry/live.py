@@ -13,9 +13,10 @@ from rich.text import Text
 from batchinfer.events import Event, RunStarted, Warned, WorkerSaid
 from batchinfer.redact import redact
 from batchinfer.telemetry import figures
+from batchinfer.telemetry.fitting import LABEL
 from batchinfer.telemetry.screen import frame
 from batchinfer.telemetry.stream import SafeStream
-from batchinfer.telemetry.summary import LABEL, summary
+from batchinfer.telemetry.summary import summary
 from batchinfer.telemetry.ticker import Ticker
 
 if TYPE_CHECKING:
@@ -89,8 +90,10 @@ class LiveProgress:
             columns, lines = self._out.size()
             # One cell less than there is: a full line would move the cursor to the next one.
             width = min(columns - 1, _MAX_WIDTH)
-            drawn = frame(snapshot, readings, width=width, ascii_only=self._painter.ascii_only)
-            self._painter.draw(drawn[: max(1, lines - 1)], above=self._said())
+            height = max(1, lines - 1)
+            ascii_only = self._painter.ascii_only
+            drawn = frame(snapshot, readings, width=width, height=height, ascii_only=ascii_only)
+            self._painter.draw(drawn[:height], above=self._said())
 
 
 class Painter:

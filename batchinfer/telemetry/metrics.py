@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from batchinfer.data import STAGES, ErrorCode
+from batchinfer.telemetry.gpu_state_metrics import gpu_state_metrics
 from batchinfer.telemetry.rates import WINDOW_S
 from batchinfer.transient import REASONS
 
@@ -57,7 +58,9 @@ class RunMetrics:
         yield from _rows(snapshot)
         yield from _speeds(snapshot)
         yield from _batches(snapshot)
-        yield from _gpus(self._devices.readings(snapshot))
+        readings = self._devices.readings(snapshot)
+        yield from _gpus(readings)
+        yield from gpu_state_metrics(readings)
         yield from self._success(snapshot)
         try:
             version = importlib.metadata.version("batchinfer-pipeline")

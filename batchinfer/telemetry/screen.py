@@ -8,43 +8,41 @@ from rich.text import Text
 
 from batchinfer.telemetry import figures
 from batchinfer.telemetry.devices import Reading
-from batchinfer.telemetry.snapshot import Snapshot, WorkerState
+from batchinfer.telemetry.fitting import LABEL, Part, bar, labelled
+from batchinfer.telemetry.places import place_lines
+from batchinfer.telemetry.snapshot import Snapshot
 
-_LABEL = 10
-_MAX_WORKERS = 8
+_HEIGHT = 24
+_OTHER_LINES = 5
 _MIN_BAR = 10
 _MAX_BAR = 50
-_MIN_RATE_S = 5.0
-_SEPARATOR = "   "
+_WARNING = "not dim yellow"
 
 
 def frame(
-    snapshot: Snapshot, readings: Sequence[Reading], *, width: int, ascii_only: bool = False
+    snapshot: Snapshot,
+    readings: Sequence[Reading],
+    *,
+    width: int,
+    height: int = _HEIGHT,
+    ascii_only: bool = False,
 ) -> list[Text]:
-    """Return the lines of the display, none wider than `width` cells."""
-    gpus = {f"cuda:{reading.gpu.index}": reading for reading in readings}
-    shown = snapshot.workers[:_MAX_WORKERS]
+    """Return the lines of the display, none wider than `width` cells; with many workers or GPUs, they are
+    folded into `height` lines."""
     lines = [
         _header(snapshot),
         _rows(snapshot, width, ascii_only=ascii_only),
-        _units(snapshot),
-        *(_worker(worker, gpus.get(worker.device), snapshot.elapsed_s) for worker in shown),
+        _time(snapshot, width),
+        _units(snapshot, width),
+        *place_lines(snapshot, readings, width=width, room=height - _OTHER_LINES),
+        _errors(snapshot, width),
     ]
-    if len(snapshot.workers) > len(shown):
-        lines.append(_labelled("", [f"and {len(snapshot.workers) - len(shown)} more workers"]))
-    lines.append(_errors(snapshot))
     for line in lines:
         line.no_wrap = True
         line.truncate(width, overflow="ellipsis")
+        if ascii_only:
+            line.plain = line.plain.replace("…", "~").replace("°", "").replace("·", "-")
     return lines
-
-
-def _labelled(label: str, parts: Sequence[str | Text], style: str = "") -> Text:
-    text = Text(label.ljust(_LABEL), style="dim", end="")
-    for number, part in enumerate(part for part in parts if part):
-        text.append(_SEPARATOR if number else "")
-        text.append(part if isinstance(part, Text) else Text(part, style=style or "not dim"))
-    return text
 
 
 def _header(snapshot: Snapshot) -> Text:
@@ -60,27 +58,26 @@ def _header(snapshot: Snapshot) -> Text:
 
 def _rows(snapshot: Snapshot, width: int, *, ascii_only: bool) -> Text:
     """Draw the bar in what room the figures leave; in a narrow window, figures go before the bar."""
-    figures_ = [
-        f"{figures.percent(snapshot.settled_ratio):>7}",
-        f"{figures.short(snapshot.rows_settled)} / {figures.short(snapshot.rows_total)}",
-        figures.rate(snapshot.rows_per_second),
-        f"ETA {_eta(snapshot)}",
+    parts: list[Part] = [
+        (0, f"{figures.percent(snapshot.settled_ratio):>7}"),
+        (1, f"{figures.short(snapshot.rows_settled)} / {figures.short(snapshot.rows_total)}"),
+        (2, figures.rate(snapshot.rows_per_second)),
     ]
-    while True:
-        text = _SEPARATOR.join(figures_)
-        room = width - _LABEL - len(_SEPARATOR) - len(text)
-        if room >= _MIN_BAR or len(figures_) == 1:
-            break
-        figures_.pop(2 if len(figures_) > 2 else 1)  # noqa: PLR2004 - the rate, then the ETA, then the count
-    bar = _bar(snapshot.settled_ratio, max(0, min(room, _MAX_BAR)), ascii_only=ascii_only)
-    return _labelled("rows", [bar, text])
+    text = labelled("rows", [(0, " " * _MIN_BAR), *parts], width=width)
+    room = min(_MIN_BAR + max(0, width - text.cell_len), _MAX_BAR)
+    room = max(0, min(room, width - LABEL))
+    drawn = bar(snapshot.settled_ratio, room, ascii_only=ascii_only)
+    return labelled("rows", [drawn, *parts], width=width)
 
 
-def _bar(ratio: float, width: int, *, ascii_only: bool) -> Text:
-    full, empty = ("#", ".") if ascii_only else ("█", "░")
-    done = int(ratio * width)
-    bar = Text(full * done, style="not dim green")
-    return bar.append(empty * (width - done), style="dim")
+def _time(snapshot: Snapshot, width: int) -> Text:
+    parts: list[str | Text | Part] = [
+        (1, f"elapsed {figures.duration(snapshot.elapsed_s)}"),
+        f"ETA {_eta(snapshot)}",
+        (2, cost(snapshot)),
+        (3, "" if snapshot.energy_joules is None else figures.energy(snapshot.energy_joules)),
+    ]
+    return labelled("time", parts, width=width)
 
 
 def _eta(snapshot: Snapshot) -> str:
@@ -89,61 +86,52 @@ def _eta(snapshot: Snapshot) -> str:
     early = snapshot.last_commit_s is None and snapshot.num_batches < 2  # noqa: PLR2004 - see above
     if snapshot.eta_s is None or early or not running:
         return "--"
-    return figures.duration(snapshot.eta_s)
+    estimate = figures.duration(snapshot.eta_s)
+    if snapshot.eta_range_s is None:
+        return estimate
+    least, most = (figures.duration(seconds) for seconds in snapshot.eta_range_s)
+    return f"{estimate} ({least} to {most})" if least != most else estimate
 
 
-def _units(snapshot: Snapshot) -> Text:
+def cost(snapshot: Snapshot) -> str:
+    """Return `cost 0.38 of 2.00`; nothing where no price is known."""
+    if snapshot.cost is None:
+        return ""
+    limit = "" if snapshot.max_cost is None else f" of {snapshot.max_cost:,.2f}"
+    return f"cost {figures.money(snapshot.cost)}{limit}"
+
+
+def _units(snapshot: Snapshot, width: int) -> Text:
     done = snapshot.units_reused + snapshot.units_committed
-    parts = [f"{figures.count(done)} / {figures.count(snapshot.units_total)} committed"]
-    if snapshot.last_commit_s is not None:
-        parts.append(f"last {figures.duration(max(0.0, snapshot.elapsed_s - snapshot.last_commit_s))} ago")
-    if snapshot.padding_ratio is not None:
-        parts.append(f"padding {figures.percent(snapshot.padding_ratio)}")
-    parts.append(f"elapsed {figures.duration(snapshot.elapsed_s)}")
-    return _labelled("units", parts)
-
-
-def _worker(worker: WorkerState, reading: Reading | None, elapsed_s: float) -> Text:
-    label = f"worker {worker.index}"
-    if worker.state == "starting":
-        waited = figures.duration(elapsed_s)
-        return _labelled(label, [Text(f"starting: loading the model   {waited}", style="not dim yellow")])
-    if worker.state != "running":
-        style = "not dim yellow" if worker.state == "restarting" else ""
-        return _labelled(label, [worker.device, Text(worker.state, style=style)])
-    parts: list[str | Text] = [
-        worker.device,
-        f"busy {worker.busy_ratio:4.0%}".replace("%", " %"),
-        figures.rate(worker.samples_per_second),
+    parts: list[str | Text | Part] = [
+        f"{figures.count(done)} / {figures.count(snapshot.units_total)} committed"
     ]
-    if reading is not None:
-        parts += _reading(reading)
-    if worker.deaths:
-        parts.append(Text(f"died {worker.deaths}x", style="not dim yellow"))
-    return _labelled(label, parts)
+    if snapshot.last_commit_s is not None:
+        ago = figures.duration(max(0.0, snapshot.elapsed_s - snapshot.last_commit_s))
+        parts.append((1, f"last {ago} ago"))
+    if snapshot.tokens_per_second:
+        parts.append((3, f"{figures.short(snapshot.tokens_per_second)} tokens/s"))
+    if snapshot.padding_ratio is not None:
+        parts.append((2, f"padding {figures.percent(snapshot.padding_ratio)}"))
+    return labelled("units", parts, width=width)
 
 
-def _reading(reading: Reading) -> list[str | Text]:
-    """Return what a GPU tells about itself."""
-    sample, total = reading.sample, reading.gpu.memory_total_bytes
-    parts: list[str | Text] = []
-    if sample.utilization_ratio is not None:
-        parts.append(f"util {sample.utilization_ratio:4.0%}".replace("%", " %"))
-    if sample.memory_used_bytes is not None and total:
-        parts.append(f"{figures.gib(sample.memory_used_bytes)} / {figures.gib(total)} GiB")
-    if sample.power_watts is not None:
-        parts.append(f"{sample.power_watts:.0f} W")
-    if sample.temperature_celsius is not None:
-        parts.append(f"{sample.temperature_celsius:.0f} °C")
-    parts.append(Text(figures.plain(reading.gpu.name, longest=30), style="dim"))
-    return parts
+def _errors(snapshot: Snapshot, width: int) -> Text:
+    parts: list[str | Text | Part] = [Text("none", style="dim")]
+    if snapshot.rows_error:
+        parts = [Text(_failed(snapshot), style="not dim red"), (3, by_code(snapshot))]
+    if snapshot.num_splits:
+        parts.append((2, f"splits {figures.count(snapshot.num_splits)}"))
+    if snapshot.num_restarts:
+        parts.append((1, Text(f"restarts {snapshot.num_restarts}", style=_WARNING)))
+    return labelled("errors", parts, width=width)
 
 
-def _errors(snapshot: Snapshot) -> Text:
-    if not snapshot.rows_error:
-        return _labelled("errors", [Text("none", style="dim")])
-    total = f"{figures.count(snapshot.rows_error)} ({figures.percent(snapshot.error_ratio)})"
-    return _labelled("errors", [Text(total, style="not dim red"), by_code(snapshot)])
+def _failed(snapshot: Snapshot) -> str:
+    """Return `37 (0.4 %) of 12,000 allowed`."""
+    text = f"{figures.count(snapshot.rows_error)} ({figures.percent(snapshot.error_ratio)})"
+    allowed = snapshot.errors_allowed
+    return text if allowed is None else f"{text} of {figures.count(allowed)} allowed"
 
 
 def by_code(snapshot: Snapshot) -> str:

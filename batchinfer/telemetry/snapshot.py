@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -25,6 +26,14 @@ class WorkerState:
 
     load_s: float = 0.0
     deaths: int = 0
+    batch_rows: int = 0
+    """Rows of a usual one of its last batches."""
+
+    waits: Mapping[str, float] = field(default_factory=dict)
+    """The share of the last seconds that its device waited, by what it waited for."""
+
+    peak_bytes: int = 0
+    """Its resident memory at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +61,9 @@ class Snapshot:
     units_reused: int = 0
     units_committed: int = 0
     num_batches: int = 0
+    num_splits: int = 0
+    """Batches that were computed in pieces, because they failed or did not fit."""
+
     batch_seconds: tuple[tuple[str, int], ...] = ()
     batch_seconds_sum: float = 0.0
     num_samples: int = 0
@@ -72,6 +84,9 @@ class Snapshot:
     samples_per_second: float = 0.0
     tokens_per_second: float = 0.0
     eta_s: float | None = None
+    eta_range_s: tuple[float, float] | None = None
+    """The least and the most seconds that are likely left."""
+
     last_commit_s: float | None = None
     workers: tuple[WorkerState, ...] = ()
     errors: Mapping[str, int] = field(default_factory=dict)
@@ -82,6 +97,15 @@ class Snapshot:
 
     error_samples: tuple[RowError, ...] = ()
     num_warnings: int = 0
+    devices: tuple[str, ...] = ()
+    errors_allowed: int | None = None
+    """Rows of the whole input that may fail."""
+
+    price_per_device_hour: float | None = None
+    max_cost: float | None = None
+    energy_joules: float | None = None
+    """What the GPUs took since the start, whoever used them; None where one of them does not tell."""
+
     finished: RunFinished | None = None
 
     @property
@@ -101,9 +125,30 @@ class Snapshot:
         return self.rows_error / written if written else 0.0
 
     @property
+    def cost(self) -> float | None:
+        """What the run's devices cost so far; None without a price."""
+        if self.price_per_device_hour is None:
+            return None
+        return self.price_per_device_hour * len(self.devices) * self.elapsed_s / 3600
+
+    @property
+    def num_restarts(self) -> int:
+        """How often a worker died and another took its place."""
+        return sum(worker.deaths for worker in self.workers)
+
+    @property
     def padding_ratio(self) -> float | None:
         """The share of the computed tokens that were only padding; None where rows have no tokens."""
         return 1 - self.real_tokens / self.padded_tokens if self.padded_tokens else None
+
+    @property
+    def waits(self) -> dict[str, float]:
+        """The share of the last seconds that the devices waited, on average, by what they waited for."""
+        running = [worker for worker in self.workers if worker.state == "running"]
+        total: Counter[str] = Counter()
+        for worker in running:
+            total.update(worker.waits)
+        return {stage: share / len(running) for stage, share in total.items()}
 
     @property
     def mean_busy_ratio(self) -> float | None:

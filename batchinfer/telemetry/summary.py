@@ -10,11 +10,9 @@ from rich.text import Text
 from batchinfer.data import STAGES
 from batchinfer.redact import redact
 from batchinfer.telemetry import figures
-from batchinfer.telemetry.screen import by_code
+from batchinfer.telemetry.fitting import LABEL
+from batchinfer.telemetry.screen import by_code, cost
 from batchinfer.telemetry.snapshot import Snapshot
-
-LABEL = 10
-"""Columns before the text of a line."""
 
 _MESSAGE = 160
 
@@ -35,6 +33,7 @@ def summary(snapshot: Snapshot) -> list[Text]:
     if snapshot.units_committed:
         lines.append(_line("speed", _speed(snapshot)))
         lines += _stages(snapshot)
+        lines += _spent(snapshot)
     lines.append(_line("output", figures.plain(snapshot.output)))
     lines += _errors(snapshot)
     if finished.complete:
@@ -126,12 +125,35 @@ def _stages(snapshot: Snapshot) -> Iterator[Text]:
         yield _line("memory", f"{figures.gib(snapshot.peak_bytes)} GiB in the workers at most")
 
 
+def _spent(snapshot: Snapshot) -> Iterator[Text]:
+    """Say what the run cost, in money and energy, and what went on in it that should not."""
+    if snapshot.cost is not None:
+        hours = len(snapshot.devices) * snapshot.elapsed_s / 3600
+        spent = cost(snapshot).removeprefix("cost ")
+        yield _line("cost", f"{spent}   {hours:.3g} device-hours")
+    if snapshot.energy_joules is not None:
+        joules = f"{snapshot.energy_joules:,.0f} J"
+        whole = figures.energy(snapshot.energy_joules)
+        taken = whole if whole == joules else f"{whole} ({joules})"
+        yield _line("energy", f"{taken} by the GPUs, whoever used them")
+    troubles = (
+        ("batches computed in pieces", snapshot.num_splits),
+        ("restarts of workers", snapshot.num_restarts),
+    )
+    told = [f"{what}: {figures.count(number)}" for what, number in troubles if number]
+    if told:
+        yield _line("trouble", "   ".join(told))
+
+
 def _errors(snapshot: Snapshot) -> Iterator[Text]:
     """Say how many rows failed and why, with a few of them."""
     if not snapshot.rows_error:
         return
     total = f"{figures.count(snapshot.rows_error)} ({figures.percent(snapshot.error_ratio)})"
-    total += " in this run" if snapshot.rows_reused else ""
+    if snapshot.rows_reused:
+        total += f" in this run, {figures.count(_rows_error(snapshot))} in all"
+    if snapshot.errors_allowed is not None:
+        total += f" of {figures.count(snapshot.errors_allowed)} allowed"
     yield Text.assemble(("errors".ljust(LABEL), "dim"), (total, "red"), f"   {by_code(snapshot)}")
     for error in snapshot.error_samples:
         place = f"{figures.plain(error.source)} row {figures.count(error.row)}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from batchinfer.data import STAGES
 from batchinfer.events import (
     BatchFinished,
     EfficiencyMeasured,
@@ -22,6 +24,7 @@ from batchinfer.events import (
     WorkerExited,
     WorkerReady,
 )
+from batchinfer.telemetry.eta import eta, eta_range
 from batchinfer.telemetry.rates import Histogram, Meter
 from batchinfer.telemetry.snapshot import Snapshot, WorkerState
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from batchinfer.data import ErrorCode, RowError
 
 _MAX_SAMPLES = 5
+_LAST_BATCHES = 31
 
 
 @dataclass(slots=True)
@@ -48,13 +52,19 @@ class _Worker:
     deaths: int = 0
     lanes: int = 1
     stages: Mapping[str, float] = field(default_factory=dict)
+    stage_meters: dict[str, Meter] = field(default_factory=dict)
+    last_rows: deque[int] = field(default_factory=lambda: deque(maxlen=_LAST_BATCHES))
     peak_bytes: int = 0
     rate: float = 0.0
     alone_rate: float = 0.0
 
-    def measured(self, event: StagesTimed | EfficiencyMeasured) -> None:
+    def measured(self, event: StagesTimed | EfficiencyMeasured, now: float) -> None:
         """Note what it says of itself."""
         if isinstance(event, StagesTimed):
+            for stage, seconds in event.seconds.items():
+                meter = self.stage_meters.setdefault(stage, Meter())
+                meter.start(self.ready_at if self.ready_at is not None else now)
+                meter.add(now, seconds - self.stages.get(stage, 0.0))
             self.stages = event.seconds
             self.peak_bytes = max(self.peak_bytes, event.peak_bytes)
             return
@@ -73,14 +83,30 @@ class _Worker:
             mean_busy_ratio=min(1.0, self.compute_s / lived_s / self.lanes) if lived_s else 0.0,
             load_s=self.load_s,
             deaths=self.deaths,
+            batch_rows=statistics.median_high(self.last_rows) if self.last_rows else 0,
+            waits={
+                stage: min(1.0, meter.rate(now) / self.lanes)
+                for stage, meter in self.stage_meters.items()
+                if stage != STAGES[0]
+            },
+            peak_bytes=self.peak_bytes,
         )
 
 
 class Tally:
-    """Folds events into numbers. An observer like any other; `clock` counts seconds."""
+    """Folds events into numbers. An observer like any other; `clock` counts seconds.
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    `energy` tells the joules that the run's GPUs have taken, as far as anybody knows.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        energy: Callable[[], float | None] = lambda: None,
+    ) -> None:
         self._clock = clock
+        self._energy = energy
         self._lock = threading.Lock()
         self._began = clock()
         self._start: RunStarted | None = None
@@ -95,7 +121,7 @@ class Tally:
         self._rows, self._samples, self._tokens = Meter(), Meter(), Meter()
         self._batch_seconds = Histogram()
         self._ok = self._error = self._filtered = 0
-        self._units = self._batches = self._num_samples = 0
+        self._units = self._batches = self._splits = self._num_samples = 0
         self._real_tokens = self._padded_tokens = 0
         self._last_commit: float | None = None
         self._past_stages: Counter[str] = Counter()
@@ -122,7 +148,7 @@ class Tally:
             case BatchFinished():
                 self._batch(event, now)
             case StagesTimed() | EfficiencyMeasured():
-                self._worker(event.worker).measured(event)
+                self._worker(event.worker).measured(event, now)
             case Retried():
                 self._retries.update(event.reasons)
             case UnitCommitted():
@@ -141,7 +167,8 @@ class Tally:
         worker = self._worker(event.worker)
         worker.device, worker.state, worker.load_s = event.device, "running", event.load_s
         worker.ready_at, worker.lanes = now, event.lanes
-        worker.samples, worker.computing = Meter(), Meter()
+        worker.samples, worker.computing, worker.stage_meters = Meter(), Meter(), {}
+        worker.last_rows.clear()
         for meter in (worker.samples, worker.computing, self._rows, self._samples, self._tokens):
             meter.start(now)
 
@@ -156,6 +183,8 @@ class Tally:
         self._tokens.add(now, event.real_tokens)
         self._batch_seconds.add(event.compute_s)
         self._batches += 1
+        self._splits += event.split
+        worker.last_rows.append(event.rows)
         self._num_samples += event.rows
         self._real_tokens += event.real_tokens
         self._padded_tokens += event.padded_tokens
@@ -228,6 +257,7 @@ class Tally:
             units_reused=start.units_done if start else 0,
             units_committed=self._units,
             num_batches=self._batches,
+            num_splits=self._splits,
             batch_seconds=self._batch_seconds.cumulative(),
             batch_seconds_sum=self._batch_seconds.total,
             num_samples=self._num_samples,
@@ -241,7 +271,8 @@ class Tally:
             mean_rows_per_second=(settled - reused) / elapsed_s if elapsed_s > 0 else 0.0,
             samples_per_second=self._samples.rate(now),
             tokens_per_second=self._tokens.rate(now),
-            eta_s=_eta(total - settled, rate),
+            eta_s=eta(total - settled, rate),
+            eta_range_s=eta_range(total - settled, self._rows, now),
             last_commit_s=None if self._last_commit is None else self._last_commit - self._began,
             workers=tuple(
                 worker.state_at(now, ended=finished is not None)
@@ -251,6 +282,11 @@ class Tally:
             retries=dict(self._retries),
             error_samples=tuple(self._error_samples.values()),
             num_warnings=self._warnings,
+            devices=start.devices if start else (),
+            errors_allowed=start.errors_allowed if start else None,
+            price_per_device_hour=start.price_per_device_hour if start else None,
+            max_cost=start.max_cost if start else None,
+            energy_joules=self._energy(),
             finished=finished,
         )
 
@@ -259,10 +295,3 @@ class Tally:
         for worker in self._workers.values():
             total.update(worker.stages)
         return dict(total)
-
-
-def _eta(rows_left: int, rows_per_second: float) -> float | None:
-    """Return the seconds that are left at this rate; None where nobody can tell."""
-    if rows_left <= 0:
-        return 0.0
-    return rows_left / rows_per_second if rows_per_second > 0 else None

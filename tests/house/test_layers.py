@@ -18,6 +18,7 @@ LEVELS = [
         "device_faults",
         "device_health",
         "hardware",
+        "xids",
         "registry",
         "transient",
         "user_code",

@@ -13,6 +13,7 @@ from batchinfer.config import error_section, limits, sections
 from batchinfer.data import ErrorCode
 from batchinfer.errors import ExitCode
 from batchinfer.events import Event
+from batchinfer.telemetry.records import EVENT_NAMES
 
 EXIT_CODES = {
     "OK": 0,
@@ -46,12 +47,13 @@ VERBS = {
         "--set",
         "-s",
         "--log-format",
+        "--log-file",
         "--exit-empty",
         "--shard",
         "--force",
         "--measure",
     },
-    "status": {"output", "--json"},
+    "status": {"output", "--watch", "-w", "--every", "--json"},
     "errors": {"output", "--where", "--samples", "-n", "--export", "--json"},
     "retry": {"output", "--where", "--mended", "--param", "-p", "--set", "-s", "--log-format"},
     "verify": {"output", "--footer", "--deep"},
@@ -71,7 +73,7 @@ KEYS = {
     "RetryOptions": "transient timeout",
     "CanaryOptions": "path rtol atol",
     "LimitsOptions": "deadline max_rows max_device_hours price_per_device_hour max_cost grace",
-    "ObserveOptions": "interval pushgateway",
+    "ObserveOptions": "interval log_file pushgateway",
     "PushgatewayOptions": "url every instance timeout",
 }
 EVENTS = {
@@ -86,8 +88,13 @@ EVENTS = {
     "WorkerExited",
     "WorkerSaid",
     "Warned",
+    "RunFailed",
     "RunFinished",
 }
+LOG_EVENTS = (
+    "run_started settings worker_ready worker_said worker_exited unit_committed progress warning error run_finished "
+    "lines_dropped"
+)
 COMPONENTS = {
     "sources": "arrow csv files jsonl parquet",
     "preprocessors": "columns image prompt python tokenize",
@@ -142,3 +149,8 @@ def test_events_and_error_codes() -> None:
     """What observers hear, and why a row may fail."""
     assert {cls.__name__ for cls in typing.get_args(Event)} == EVENTS
     assert " ".join(ErrorCode) == ERROR_CODES
+
+
+def test_the_events_of_a_log() -> None:
+    """What the `event` of a log line may be."""
+    assert " ".join(EVENT_NAMES) == LOG_EVENTS

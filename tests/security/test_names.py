@@ -336,7 +336,13 @@ def test_events_show_foreign_text_harmlessly() -> None:
         observers = make_observers(
             ObserveOptions(), job="a", interactive=interactive, log_format=log_format, stream=stream
         )
-        started = {"units_total": 1, "units_done": 0, "rows_total": 1, "rows_done": 0, "num_workers": 1}
+        started: dict[str, Any] = {
+            "units_total": 1,
+            "units_done": 0,
+            "rows_total": 1,
+            "rows_done": 0,
+            "num_workers": 1,
+        }
         events: list[Any] = [RunStarted(job="a", run="r", model=NAMES[1], output=NAMES[2], **started)]
         for name in NAMES:
             events += [WorkerSaid(worker=0, line=name), Warned(code="c", message=name)]

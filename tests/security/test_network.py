@@ -30,7 +30,13 @@ LABELS = {"outcome", "state", "code", "stage", "le", "gpu", "version", "python"}
 
 def a_run(tally: Tally, *, files: int) -> None:
     """Tell of a run over so many files, each of which failed with a text of its own."""
-    started = {"units_total": files, "units_done": 0, "rows_total": files, "rows_done": 0, "num_workers": 1}
+    started: dict[str, Any] = {
+        "units_total": files,
+        "units_done": 0,
+        "rows_total": files,
+        "rows_done": 0,
+        "num_workers": 1,
+    }
     tally.on_event(RunStarted(job="a", run="r", model="m", output="o", **started))
     tally.on_event(WorkerReady(worker=0, device="cpu", load_s=0.1, pid=1))
     for at in range(files):
@@ -144,7 +150,13 @@ def pushed(server_port: int, *, index: int | None, exit_code: int) -> None:
     options = PushgatewayOptions(url=f"http://127.0.0.1:{server_port}", every=600.0)
     registry = run_registry(tally, Devices(gpus=tuple))
     observer = Pushgateway(options, job="jobs/of ours", registry=registry, warn=pytest.fail, index=index)
-    started = {"units_total": 1, "units_done": 0, "rows_total": 1, "rows_done": 0, "num_workers": 1}
+    started: dict[str, Any] = {
+        "units_total": 1,
+        "units_done": 0,
+        "rows_total": 1,
+        "rows_done": 0,
+        "num_workers": 1,
+    }
     for event in (
         RunStarted(job="a", run="r", model="m", output="o", **started),
         RunFinished(exit_code=exit_code, seconds=1.0, complete=exit_code == 0),

@@ -12,7 +12,8 @@ import pytest
 import batchinfer
 from batchinfer.errors import BatchinferError
 from batchinfer.runner.garbage import find_garbage
-from batchinfer.runner.inspection import read_status, verify_output
+from batchinfer.runner.inspection import verify_output
+from batchinfer.runner.lookout import Lookout
 from tests.conftest import Run, doubling_job, numbers, parts_of, write_shards
 from tests.security.canary import malicious_pickle
 
@@ -70,7 +71,7 @@ def test_control_files_are_json_or_an_error(finished: Path, trap: Path, name: st
     for look in (
         lambda: batchinfer.run_job(str(finished)),
         lambda: verify_output(str(out), {}),
-        lambda: read_status(str(out), {}),
+        lambda: Lookout(str(out), {}).look(),
         lambda: find_garbage(str(out), {}),
     ):
         try:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,9 @@ class Run:
         for hear in self.hear:
             hear(event)
 
-    def start(self, *, rows: int = 1000, reused: int = 0, units: int = 10, workers: int = 1) -> None:
+    def start(
+        self, *, rows: int = 1000, reused: int = 0, units: int = 10, workers: int = 1, **more: Any
+    ) -> None:
         """Begin."""
         done = units * reused // rows if rows else 0
         self.say(
@@ -53,6 +56,7 @@ class Run:
                 num_workers=workers,
                 model="/srv/models/minilm/model.onnx",
                 output="/data/out",
+                **{"errors_allowed": rows // 100, **more},
             )
         )
 
@@ -60,12 +64,19 @@ class Run:
         """A worker has its model."""
         self.say(WorkerReady(worker=worker, device=device, load_s=1.5, pid=42))
 
-    def batch(self, rows: int, *, worker: int = 0, seconds: float = 0.5, after: float = 0.0) -> None:
+    def batch(
+        self, rows: int, *, worker: int = 0, seconds: float = 0.5, after: float = 0.0, split: bool = False
+    ) -> None:
         """A forward pass of 10 real and 16 padded tokens a row."""
         self.clock.now += after
         self.say(
             BatchFinished(
-                worker=worker, rows=rows, compute_s=seconds, real_tokens=10 * rows, padded_tokens=16 * rows
+                worker=worker,
+                rows=rows,
+                compute_s=seconds,
+                real_tokens=10 * rows,
+                padded_tokens=16 * rows,
+                split=split,
             )
         )
 

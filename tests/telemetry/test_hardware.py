@@ -5,149 +5,19 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-import types
+import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import pynvml
 import pytest
 
 from batchinfer import hardware
-from batchinfer.hardware import GpuSample
-
-GIB = 2**30
-
-
-@dataclass(eq=False)
-class Card:
-    """A GPU, or a slice of one, as the fake library knows it. `lacks` names what it does not tell."""
-
-    uuid: str
-    name: str = "NVIDIA L4"
-    memory: int = 24 * GIB
-    slices: list[Card] | None = None
-    lacks: frozenset[str] = frozenset()
-    hidden: bool = False
-    near: tuple[int, ...] = ()
-    calls: list[str] = field(default_factory=list)
-
-
-class FakeNvml(types.ModuleType):
-    """Stands in for pynvml: the functions that we call, with its own signatures and errors."""
-
-    NVMLError = pynvml.NVMLError
-    NVML_TEMPERATURE_GPU = pynvml.NVML_TEMPERATURE_GPU
-    NVML_AFFINITY_SCOPE_NODE = pynvml.NVML_AFFINITY_SCOPE_NODE
-
-    def __init__(
-        self, cards: list[Card], *, as_bytes: bool = False, broken: type[Exception] | None = None
-    ) -> None:
-        super().__init__("pynvml")
-        self.cards = cards
-        self.as_bytes = as_bytes
-        self.broken = broken
-
-    def _all(self) -> list[Card]:
-        return [*self.cards, *(part for card in self.cards for part in card.slices or [])]
-
-    def _text(self, text: str) -> bytes | str:
-        return text.encode() if self.as_bytes else text
-
-    def _tell(self, handle: Card, what: str) -> Card:
-        if what in handle.lacks:
-            raise pynvml.NVMLError_NotSupported
-        return handle
-
-    def nvmlInit(self) -> None:  # noqa: N802
-        """Load the library."""
-        if self.broken is not None:
-            raise self.broken
-
-    def nvmlDeviceGetCpuAffinityWithinScope(self, handle: Card, cpuSetSize: int, scope: int) -> list[int]:  # noqa: N802, N803
-        """Tell which cores are near, in words of 64."""
-        assert scope == pynvml.NVML_AFFINITY_SCOPE_NODE
-        mask = sum(1 << core for core in self._tell(handle, "affinity").near)
-        return [mask >> 64 * word & 2**64 - 1 for word in range(cpuSetSize)]
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        """Count physical GPUs."""
-        return len(self.cards)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Card:  # noqa: N802
-        """Find one by its number."""
-        if self.cards[index].hidden:
-            raise pynvml.NVMLError_NoPermission
-        return self.cards[index]
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Card:  # noqa: N802
-        """Find one, or a slice, by its UUID."""
-        for card in self._all():
-            if card.uuid == uuid:
-                return card
-        raise pynvml.NVMLError_NotFound
-
-    def nvmlDeviceGetUUID(self, handle: Card) -> bytes | str:  # noqa: N802
-        """Tell the UUID."""
-        return self._text(handle.uuid)
-
-    def nvmlDeviceGetName(self, handle: Card) -> bytes | str:  # noqa: N802
-        """Tell the name."""
-        return self._text(self._tell(handle, "name").name)
-
-    def nvmlDeviceGetMemoryInfo(self, handle: Card, version: int | None = None) -> Any:  # noqa: N802
-        """Tell the memory."""
-        return types.SimpleNamespace(total=self._tell(handle, "memory").memory, used=3 * GIB)
-
-    def nvmlDeviceGetUtilizationRates(self, handle: Card) -> Any:  # noqa: N802
-        """Tell the utilization, in percent."""
-        self._tell(handle, "utilization")
-        return types.SimpleNamespace(gpu=97, memory=40)
-
-    def nvmlDeviceGetTemperatureV(  # noqa: N802
-        self,
-        handle: Card,
-        sensor: int,
-        version: int = pynvml.nvmlTemperature_v1,
-    ) -> int:
-        """Tell the temperature; unknown to older drivers."""
-        self._tell(handle, "temperature")
-        if "new temperature" in handle.lacks:
-            raise pynvml.NVMLError_FunctionNotFound
-        return 64 + sensor
-
-    def nvmlDeviceGetTemperature(self, handle: Card, sensor: int) -> int:  # noqa: N802
-        """Tell the temperature, the old way."""
-        self._tell(handle, "temperature")
-        return 63 + sensor
-
-    def nvmlDeviceGetPowerUsage(self, handle: Card) -> int:  # noqa: N802
-        """Tell the power, in milliwatts."""
-        self._tell(handle, "power")
-        return 70_250
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Card) -> int:  # noqa: N802
-        """Tell the energy, in millijoules."""
-        self._tell(handle, "energy")
-        return 1_500
-
-    def nvmlDeviceGetMigMode(self, device: Card) -> list[int]:  # noqa: N802
-        """Tell whether it is sliced; not supported by most."""
-        if device.slices is None:
-            raise pynvml.NVMLError_NotSupported
-        return [1, 1]
-
-    def nvmlDeviceGetMaxMigDeviceCount(self, device: Card) -> int:  # noqa: N802
-        """Tell how many slices there could be."""
-        return 7
-
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, device: Card, index: int) -> Card:  # noqa: N802
-        """Find a slice; the numbers have holes."""
-        slices = device.slices or []
-        if index % 2 or index // 2 >= len(slices):
-            raise pynvml.NVMLError_NotFound
-        return slices[index // 2]
+from batchinfer.errors import DeviceError
+from batchinfer.hardware import Gpu, GpuSample
+from batchinfer.xids import Xids, XidWatch
+from tests.telemetry.fake_nvml import GIB, Card, FakeNvml
 
 
 @pytest.fixture
@@ -200,6 +70,12 @@ def test_a_sample_is_in_base_units(install: Callable[..., FakeNvml]) -> None:
         temperature_celsius=64.0,
         power_watts=70.25,
         energy_joules=1.5,
+        sm_clock_hertz=2.04e9,
+        memory_clock_hertz=6.25e9,
+        throttled_by=("power_cap", "heat"),
+        ecc_errors=3,
+        pcie_send_bytes_per_second=1000 * 1024,
+        pcie_receive_bytes_per_second=2000 * 1024,
     )
 
 
@@ -211,13 +87,19 @@ def test_a_sample_is_in_base_units(install: Callable[..., FakeNvml]) -> None:
         ("temperature", "temperature_celsius"),
         ("power", "power_watts"),
         ("energy", "energy_joules"),
+        ("sm clock", "sm_clock_hertz"),
+        ("memory clock", "memory_clock_hertz"),
+        ("reasons", "throttled_by"),
+        ("ecc", "ecc_errors"),
+        ("pcie send", "pcie_send_bytes_per_second"),
+        ("pcie receive", "pcie_receive_bytes_per_second"),
     ],
 )
 def test_what_a_gpu_does_not_tell_is_none(install: Callable[..., FakeNvml], lacks: str, missing: str) -> None:
     """Each figure may be unsupported by itself, and the others stay."""
     install(Card("GPU-a", lacks=frozenset({lacks})))
     sample = hardware.sample(hardware.gpus()[0])
-    found = {name: getattr(sample, name) for name in GpuSample.__dataclass_fields__}
+    found = {name: getattr(sample, name) for name in GpuSample.__dataclass_fields__ if "xid" not in name}
     assert [name for name, value in found.items() if value is None] == [missing]
 
 
@@ -225,6 +107,48 @@ def test_an_old_driver_tells_the_temperature_too(install: Callable[..., FakeNvml
     """Where the new function is missing, the old one is asked."""
     install(Card("GPU-a", lacks=frozenset({"new temperature"})))
     assert hardware.sample(hardware.gpus()[0]).temperature_celsius == 63.0
+
+
+def test_an_old_driver_tells_why_clocks_are_low(install: Callable[..., FakeNvml]) -> None:
+    """Where the new function is missing, the old one is asked; idling is no reason."""
+    install(Card("GPU-a", lacks=frozenset({"new reasons"})))
+    assert hardware.sample(hardware.gpus()[0]).throttled_by == ("hardware",)
+
+
+def test_the_reasons_are_those_of_the_library() -> None:
+    """Every bit by which clocks are lowered has a word, and no other one."""
+    named = sum(hardware.THROTTLES.values())
+    harmless = pynvml.nvmlClocksEventReasonGpuIdle | pynvml.nvmlClocksEventReasonApplicationsClocksSetting
+    harmless |= pynvml.nvmlClocksEventReasonDisplayClockSetting
+    assert named | harmless == pynvml.nvmlClocksEventReasonAll
+    assert named & harmless == 0
+
+
+def test_xids_are_counted(install: Callable[..., FakeNvml]) -> None:
+    """Errors that the driver reports are counted by GPU, those of a slice as its GPU's, from when somebody
+    watches; a GPU that reports none has an unknown number."""
+    first, deaf = Card("GPU-a", xids=[79, 48]), Card("GPU-b", lacks=frozenset({"events"}))
+    cut = Card("GPU-c", slices=[Card("MIG-1")], xids=[63])
+    install(first, deaf, cut)
+    gpus = [Gpu(index=0, uuid=uuid, name="", memory_total_bytes=None) for uuid in ("GPU-a", "GPU-b", "MIG-1")]
+    watch = XidWatch(gpus)
+    assert watch.of("GPU-a") == Xids()
+    watch.poll()
+    assert [watch.of(gpu.uuid) for gpu in gpus] == [Xids(2, 48), None, Xids(1, 63)]
+    first.xids.append(31)
+    watch.poll()
+    assert watch.of("GPU-a") == Xids(3, 31)
+    watch.close()
+    assert watch.of("GPU-a") is None
+
+
+def test_without_a_driver_there_are_no_xids(install: Callable[..., FakeNvml]) -> None:
+    """Nobody to ask is no error."""
+    install(broken=pynvml.NVMLError_LibraryNotFound)
+    watch = XidWatch([Gpu(index=0, uuid="GPU-a", name="", memory_total_bytes=None)])
+    watch.poll()
+    assert watch.of("GPU-a") is None
+    watch.close()
 
 
 def test_a_gpu_without_a_name_or_memory_is_still_one(install: Callable[..., FakeNvml]) -> None:
@@ -307,6 +231,20 @@ def test_a_driver_that_does_not_answer_is_a_problem(install: Callable[..., FakeN
     install(Card("GPU-a"), broken=pynvml.NVMLError_LibRmVersionMismatch)
     assert hardware.gpus() == ()
     assert "LibRmVersionMismatch" in (hardware.problem() or "")
+
+
+def test_a_driver_that_hangs_is_an_error_in_time(
+    install: Callable[..., FakeNvml], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a run begins, a driver that does not come back is an error and not a wait without an end."""
+    fake, free = install(Card("GPU-a")), threading.Event()
+    assert [gpu.uuid for gpu in hardware.gpus_in_time()] == ["GPU-a"]
+    monkeypatch.setattr(fake, "nvmlDeviceGetCount", lambda: free.wait(30) and 1)
+    with pytest.raises(DeviceError, match=r"did not answer in 0\.05 s"):
+        hardware.gpus_in_time(0.05)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert hardware.gpus_in_time(0.05) == ()
+    free.set()
 
 
 def test_this_machine_can_be_asked() -> None:

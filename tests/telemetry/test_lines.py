@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchinfer.events import Warned, WorkerExited, WorkerSaid
+from batchinfer.events import RunFailed, StagesTimed, Warned, WorkerExited, WorkerSaid
 from batchinfer.hardware import Gpu, GpuSample
 from batchinfer.telemetry.devices import Devices
 from batchinfer.telemetry.lines import LineProgress
@@ -81,16 +81,18 @@ def test_a_line_of_progress_says_it_all(run: Any, failed_row: Callable[..., Any]
         gpus=lambda: (gpu,), sample=lambda _: GpuSample(utilization_ratio=0.83), clock=run.clock
     )
     log = Log(run, devices)
-    run.start(rows=1000, reused=100, units=10)
+    run.start(rows=1000, reused=100, units=10, devices=("cuda:0",), price_per_device_hour=2.0)
     run.ready(0, "cuda:0")
-    for _ in range(32):
-        run.batch(10, after=1, seconds=0.5)
+    for second in range(1, 33):
+        run.batch(10, after=1, seconds=0.5, split=second == 7)
+        stages = {"compute": 0.5 * second, "read": 0.41 * second}
+        run.say(StagesTimed(worker=0, seconds=stages, peak_bytes=2**30))
     run.commit(198, errors=(failed_row(1), failed_row(2)))
     log.lines()
     (line,) = [line for line in log.tick() if "rows=" in line and "event" not in line]
     assert line == (
-        "t=00:00:32 rows=420/1000 pct=42.0 rate=10/s eta=58s ok=198 err=2 units=2/10 workers=1/1 "
-        "busy=50 gpu_util=83 ckpt=00:00:32"
+        "t=00:00:32 rows=420/1000 pct=42.0 rate=10/s eta=58s eta_range=56..60s ok=198 err=2 units=2/10 workers=1/1 "
+        "busy=50 waits=read:41 gpu_util=83 splits=1 cost=0.018 ckpt=00:00:32"
     )
 
 
@@ -145,7 +147,7 @@ def test_a_warning_of_several_lines_is_one_line(run: Any, no_gpus: Devices) -> N
 
 def test_json_lines_have_stable_names(run: Any, no_gpus: Devices, failed_row: Callable[..., Any]) -> None:
     """Every line is an object with time, level, event, job and run; the names are frozen here."""
-    log = Log(run, no_gpus, log_format="json", interval_s=1.0)
+    log = Log(run, no_gpus, log_format="json", interval_s=1.0, units=True)
     run.start(rows=100, units=1)
     run.ready()
     run.say(WorkerSaid(worker=0, line="hello"))
@@ -153,6 +155,7 @@ def test_json_lines_have_stable_names(run: Any, no_gpus: Devices, failed_row: Ca
     run.say(WorkerExited(worker=0, code=-11, restarts=True))
     run.clock.now = 2.0
     run.commit(99, errors=(failed_row(7),))
+    run.say(RunFailed(kind="errors", message="too many", hint="none"))
     run.finish(exit_code=3)
     log.lines_of.close()
     records = [json.loads(line) for line in log.lines()]
@@ -162,15 +165,50 @@ def test_json_lines_have_stable_names(run: Any, no_gpus: Devices, failed_row: Ca
     assert {record["event"]: (record["level"], set(record) - HEAD) for record in records} == {
         "run_started": (
             "info",
-            {"model", "output", "rows_total", "rows_reused", "units_total", "units_reused", "workers"},
+            {
+                "model",
+                "output",
+                "rows_total",
+                "rows_reused",
+                "units_total",
+                "units_reused",
+                "workers",
+                "devices",
+            },
         ),
         "worker_ready": ("info", {"worker", "device", "load_s", "pid"}),
         "worker_said": ("info", {"worker", "line"}),
         "warning": ("warning", {"code", "message"}),
         "worker_exited": ("warning", {"worker", "code", "restarts"}),
+        "unit_committed": (
+            "info",
+            {
+                "unit",
+                "worker",
+                "device",
+                "seconds",
+                "rows_read",
+                "rows_ok",
+                "rows_error",
+                "rows_filtered",
+                "errors",
+                "num_bytes",
+                "won",
+            },
+        ),
+        "error": ("error", {"kind", "message", "where", "hint"}),
         "progress": (
             "info",
             {
+                "eta_least_s",
+                "eta_most_s",
+                "errors_allowed",
+                "splits",
+                "restarts",
+                "cost",
+                "energy_joules",
+                "workers",
+                "gpus",
                 "rows_settled",
                 "rows_total",
                 "rows_reused",
@@ -207,12 +245,21 @@ def test_json_lines_have_stable_names(run: Any, no_gpus: Devices, failed_row: Ca
                 "padding_ratio",
                 "stage_seconds",
                 "peak_bytes",
+                "splits",
+                "restarts",
+                "errors_allowed",
+                "device_seconds",
+                "cost",
+                "energy_joules",
+                "energy_kwh",
                 "output",
                 "errors",
                 "error_samples",
             },
         ),
     }
+    (unit,) = [record for record in records if record["event"] == "unit_committed"]
+    assert (unit["unit"], unit["device"], unit["seconds"], unit["rows_ok"]) == (0, "cpu", 2.0, 99)
     (end,) = [record for record in records if record["event"] == "run_finished"]
     assert end["errors"] == {"decode": 1}
     assert end["error_samples"] == [

@@ -33,6 +33,11 @@ FROZEN = {
     "batchinfer_gpu_temperature_celsius": ("gauge", {"gpu"}),
     "batchinfer_gpu_power_watts": ("gauge", {"gpu"}),
     "batchinfer_gpu_energy_joules": ("counter", {"gpu"}),
+    "batchinfer_gpu_clock_hertz": ("gauge", {"gpu", "clock"}),
+    "batchinfer_gpu_pcie_bytes_per_second": ("gauge", {"gpu", "direction"}),
+    "batchinfer_gpu_clock_throttled": ("gauge", {"gpu", "reason"}),
+    "batchinfer_gpu_ecc_errors": ("counter", {"gpu"}),
+    "batchinfer_gpu_xid_errors": ("counter", {"gpu"}),
     "batchinfer_last_success_timestamp_seconds": ("gauge", set()),
     "batchinfer_build_info": ("gauge", {"version", "python"}),
 }
@@ -49,6 +54,11 @@ def two_gpus(run: Any) -> Devices:
             temperature_celsius=60.0,
             power_watts=70.0,
             energy_joules=1000.0,
+            sm_clock_hertz=2e9,
+            throttled_by=(),
+            ecc_errors=0,
+            pcie_send_bytes_per_second=1e6,
+            num_xids=0,
         ),
         "GPU-1": GpuSample(),
     }

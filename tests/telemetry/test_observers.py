@@ -26,19 +26,19 @@ def names(**more: Any) -> list[str]:
 
 def test_a_terminal_gets_the_live_display() -> None:
     """On a terminal there is a display, elsewhere there are lines; the tally hears everything first."""
-    assert names(interactive=True) == ["Tally", "LiveProgress"]
-    assert names() == ["Tally", "LineProgress"]
+    assert names(interactive=True) == ["Devices", "Tally", "LiveProgress"]
+    assert names() == ["Devices", "Tally", "LineProgress"]
 
 
 def test_json_is_never_drawn_over() -> None:
     """Who asks for JSON gets lines of it, on a terminal too."""
-    assert names(interactive=True, log_format="json") == ["Tally", "LineProgress"]
+    assert names(interactive=True, log_format="json") == ["Devices", "Tally", "LineProgress"]
 
 
 def test_the_display_has_the_last_word() -> None:
     """Metrics are pushed for the last time before the display closes, and may still warn."""
     observe = ObserveOptions(pushgateway=PushgatewayOptions(url="http://127.0.0.1:1"))
-    assert names(observe=observe) == ["Tally", "Pushgateway", "LineProgress"]
+    assert names(observe=observe) == ["Devices", "Tally", "Pushgateway", "LineProgress"]
 
 
 def test_a_run_from_end_to_end(run: Any) -> None:

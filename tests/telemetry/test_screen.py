@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchinfer.events import WorkerExited
+from batchinfer.events import StagesTimed, WorkerExited
 from batchinfer.hardware import Gpu, GpuSample
 from batchinfer.telemetry.devices import Reading
 from batchinfer.telemetry.screen import frame
@@ -39,9 +40,10 @@ def test_a_run_at_eighty_columns(run: Any) -> None:
     run.clock.now += 0.5
     assert lines(run) == [
         "embed   run 7f3a91c2   model minilm/model.onnx   10.0 % reused",
-        "rows      ████████████░░░░░░░░░░░░░    50.0 %   500 / 1.00 k   100/s   ETA 5.0 s",
-        "units     5 / 10 committed   last 0.5 s ago   padding 37.5 %   elapsed 4.5 s",
-        "worker 0  cpu   busy  97 %   100/s",
+        "rows      ██████████████████░░░░░░░░░░░░░░░░░░░    50.0 %   500 / 1.00 k   100/s",
+        "time      elapsed 4.5 s   ETA 5.0 s (4.4 s to 5.8 s)",
+        "units     5 / 10 committed   last 0.5 s ago   1.00 k tokens/s   padding 37.5 %",
+        "worker 0  cpu   busy  97 %   100/s   batch 100",
         "errors    none",
     ]
 
@@ -51,8 +53,8 @@ def test_before_the_model_is_loaded_it_says_so(run: Any) -> None:
     run.start()
     run.clock.now = 12.0
     seen = lines(run)
-    assert seen[3] == "worker 0  starting: loading the model   12 s"
-    assert seen[1].endswith("0/s   ETA --")
+    assert seen[4] == "worker 0  starting: loading the model   12 s"
+    assert seen[2] == "time      elapsed 12 s   ETA --"
 
 
 def test_errors_are_counted_by_code(run: Any, failed_row: Callable[..., Any]) -> None:
@@ -60,30 +62,47 @@ def test_errors_are_counted_by_code(run: Any, failed_row: Callable[..., Any]) ->
     run.start()
     run.ready()
     run.commit(98, errors=(failed_row(1), failed_row(2)))
-    assert lines(run)[-1] == "errors    2 (2.0 %)   decode 2"
+    run.batch(7, after=1, split=True)
+    assert lines(run)[-1] == "errors    2 (2.0 %) of 10 allowed   decode 2   splits 1"
 
 
 def test_a_worker_that_died_is_shown(run: Any) -> None:
     """A restart is visible while it lasts, and counted after."""
     half_way(run)
     run.say(WorkerExited(worker=0, code=-9, restarts=True))
-    assert lines(run)[3] == "worker 0  cpu   restarting"
-    assert lines(run)[1].endswith("ETA --")
+    assert lines(run)[4] == "worker 0  cpu   restarting   died 1x"
+    assert lines(run)[2].endswith("ETA --")
     run.ready()
-    assert "died 1x" in lines(run)[3]
+    assert "died 1x" in lines(run)[4]
+    assert lines(run)[-1] == "errors    none   restarts 1"
 
 
 def test_gpus_tell_how_they_are(run: Any) -> None:
-    """A worker on a GPU shows what NVML says of that GPU."""
+    """Each GPU that a worker uses has a line of what NVML says of it."""
     run.start()
     run.ready(0, "cuda:0")
-    (line,) = [
-        line.plain
-        for line in frame(run.tally.snapshot(), [Reading(L4, SAMPLE)], width=120)
-        if line.plain.startswith("worker 0")
-    ]
-    for part in ("cuda:0", "util  97 %", "18.0 / 24.0 GiB", "70 W", "64 °C", "NVIDIA L4"):
-        assert part in line
+    worker, gpu = (line.plain for line in frame(run.tally.snapshot(), [Reading(L4, SAMPLE)], width=120)[4:6])
+    assert worker.startswith("worker 0  cuda:0   busy   0 %")
+    assert gpu == "gpu 0     util  97 %   18.0 / 24.0 GiB   70 W   64 °C   NVIDIA L4"
+
+
+def test_a_gpu_in_trouble_says_so(run: Any) -> None:
+    """Lowered clocks, memory errors and Xids are there in a narrow window too; clocks and traffic in a wide one."""
+    run.start()
+    run.ready(0, "cuda:0")
+    sample = dataclasses.replace(
+        SAMPLE,
+        throttled_by=("heat", "power_cap"),
+        ecc_errors=2,
+        num_xids=3,
+        last_xid=79,
+        sm_clock_hertz=1.2e9,
+        pcie_send_bytes_per_second=1e9,
+        pcie_receive_bytes_per_second=2e9,
+    )
+    narrow, wide = (frame(run.tally.snapshot(), [Reading(L4, sample)], width=w)[5].plain for w in (79, 159))
+    assert narrow == "gpu 0     util  97 %   18.0 / 24.0 GiB   slowed: heat, power cap   ECC 2"
+    assert wide.endswith("Xid 79 (3x)   1200 MHz   PCIe 3.00 GB/s   NVIDIA L4")
 
 
 def test_a_gpu_that_tells_nothing_is_a_worker_all_the_same(run: Any) -> None:
@@ -91,23 +110,88 @@ def test_a_gpu_that_tells_nothing_is_a_worker_all_the_same(run: Any) -> None:
     run.start()
     run.ready(0, "cuda:0")
     reading = Reading(Gpu(index=0, uuid="", name="NVIDIA GB10", memory_total_bytes=None), GpuSample())
-    line = frame(run.tally.snapshot(), [reading], width=120)[3].plain
-    assert line == "worker 0  cuda:0   busy   0 %   0/s   NVIDIA GB10"
+    worker, gpu = (line.plain for line in frame(run.tally.snapshot(), [reading], width=120)[4:6])
+    assert worker == "worker 0  cuda:0   busy   0 %   0/s"
+    assert gpu == "gpu 0     NVIDIA GB10"
+
+
+def test_what_a_device_waits_for(run: Any) -> None:
+    """The longest waits of the last seconds are shown, as far as there is room, with the memory of the worker."""
+    run.start()
+    run.ready()
+    for second in range(1, 11):
+        run.clock.now = second
+        stages = {"compute": 0.5 * second, "read": 0.41 * second, "write": 0.09 * second, "pack": 0.0}
+        run.say(StagesTimed(worker=0, seconds=stages, peak_bytes=2**31))
+    assert lines(run)[4] == "worker 0  cpu   busy   0 %   0/s   2.0 GiB   waits: read 41 %   write 9 %"
+    assert lines(run, width=50)[4] == "worker 0  cpu   busy   0 %   waits: read 41 %"
+
+
+def test_what_it_costs(run: Any) -> None:
+    """With a price, the cost so far and its limit are shown; with a counter, the energy."""
+    run.start(price_per_device_hour=3.6, max_cost=2.0, devices=("cuda:0", "cuda:1"))
+    run.ready()
+    run.clock.now = 500.0
+    assert lines(run)[2] == "time      elapsed 8m 20s   ETA --   cost 1.00 of 2.00"
+    snapshot = dataclasses.replace(run.tally.snapshot(), energy_joules=3.6e6)
+    assert frame(snapshot, [], width=80)[2].plain.endswith("cost 1.00 of 2.00   1 kWh")
+
+
+def many(num_workers: int) -> Snapshot:
+    """Return a run with so many workers, one of them restarting."""
+    return Snapshot(
+        started=True,
+        workers=tuple(
+            WorkerState(
+                index=index,
+                device=f"cuda:{index}",
+                state="running" if index != num_workers - 1 else "restarting",
+                samples_per_second=100.0,
+                busy_ratio=0.5 + index / 200,
+            )
+            for index in range(num_workers)
+        ),
+    )
 
 
 @pytest.mark.parametrize("num_workers", [1, 8, 9, 64])
 def test_many_workers_do_not_fill_the_screen(num_workers: int) -> None:
-    """Eight workers have a line each; the others are counted."""
-    workers = tuple(WorkerState(index=index, device="cpu", state="running") for index in range(num_workers))
-    seen = [line.plain for line in frame(Snapshot(started=True, workers=workers), [], width=80)]
-    assert len(seen) == 4 + min(num_workers, 8) + (num_workers > 8)
-    assert any(f"and {num_workers - 8} more workers" in line for line in seen) == (num_workers > 8)
+    """Eight workers have a line each; the others are folded into one."""
+    seen = [line.plain for line in frame(many(num_workers), [], width=80)]
+    assert len(seen) == 5 + min(num_workers, 8) + (num_workers > 8)
+    if num_workers == 64:
+        assert seen[-2] == "          and 56 more workers   5.50 k/s   busy 54 to 81 %   1 not running"
+
+
+@given(num_workers=st.integers(1, 64), num_gpus=st.integers(0, 16), height=st.integers(8, 60))
+def test_the_frame_fits_the_window(num_workers: int, num_gpus: int, height: int) -> None:
+    """However many workers and GPUs there are, the line of errors is in the window, and no worker is lost."""
+    cards = [dataclasses.replace(L4, index=index) for index in range(num_gpus)]
+    readings = [Reading(card, SAMPLE) for card in cards]
+    seen = [line.plain for line in frame(many(num_workers), readings, width=80, height=height)]
+    assert len(seen) <= height
+    assert seen[-1].startswith("errors")
+    shown = sum(line.startswith("worker") for line in seen)
+    folded = [int(line.split()[1]) for line in seen if "more workers" in line]
+    assert shown + sum(folded) == num_workers
+    assert not num_gpus or any("util  97 %" in line or "util 97 %" in line for line in seen)
+
+
+def test_many_gpus_share_a_line_that_names_the_troubled() -> None:
+    """Where there is no room for a line each, the range is shown, and which one is in trouble."""
+    cards = [dataclasses.replace(L4, index=index) for index in range(8)]
+    samples = [SAMPLE, *[dataclasses.replace(SAMPLE, utilization_ratio=0.4, throttled_by=("heat",))] * 7]
+    readings = [Reading(card, sample) for card, sample in zip(cards, samples, strict=True)]
+    seen = [line.plain for line in frame(many(8), readings, width=120, height=14)]
+    assert seen[-2] == (
+        "8 gpus    util 40 to 97 %   at most 18.0 / 24.0 GiB   560 W   at most 64 °C   gpu 1 slowed: heat, and 6 more"
+    )
 
 
 def test_a_plain_terminal_gets_plain_letters(run: Any) -> None:
     """Where only ASCII can be shown, the bar is made of it."""
     half_way(run)
-    assert lines(run, ascii_only=True)[1].startswith("rows      ############.............")
+    assert lines(run, ascii_only=True)[1].startswith("rows      ##################...................")
 
 
 @given(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from batchinfer.data import ErrorCode
+from batchinfer.events import WorkerExited
 from batchinfer.telemetry.summary import summary
 
 
@@ -32,7 +34,7 @@ def test_a_clean_run(run: Any) -> None:
 
 def test_failed_rows_are_shown_with_their_place(run: Any, failed_row: Callable[..., Any]) -> None:
     """Counts by code, then a few rows: file, row, code, stage and message."""
-    run.start(rows=100)
+    run.start(rows=100, errors_allowed=5)
     run.ready()
     errors = (failed_row(17), failed_row(1234, ErrorCode.MODEL, "gave \x1b[31mNaN"))
     run.clock.now = 2.0
@@ -41,7 +43,7 @@ def test_failed_rows_are_shown_with_their_place(run: Any, failed_row: Callable[.
     seen = lines(run)
     assert seen[0].startswith("done, with errors within the budget")
     assert seen[-5:] == [
-        "errors    2 (2.0 %)   decode 1 · model 1",
+        "errors    2 (2.0 %) of 5 allowed   decode 1 · model 1",
         "          dt=1/part-0.parquet row 17   decode in tokenize: text is null",
         "          dt=1/part-0.parquet row 1,234   model in tokenize: gave NaN",
         "next      batchinfer errors /data/out",
@@ -83,7 +85,7 @@ def test_a_run_that_came_to_nothing(run: Any) -> None:
 
 def test_errors_of_a_resumed_run_are_its_own(run: Any, failed_row: Callable[..., Any]) -> None:
     """Beside the count of the whole output, that of this run says that it is one."""
-    run.start(rows=100, reused=50)
+    run.start(rows=100, reused=50, errors_allowed=5)
     run.ready()
     run.clock.now = 2.0
     run.commit(49, errors=(failed_row(60),))
@@ -91,7 +93,7 @@ def test_errors_of_a_resumed_run_are_its_own(run: Any, failed_row: Callable[...,
     seen = lines(run)
     assert seen[1] == "rows      100 in = 97 ok + 3 error + 0 filtered"
     assert [line for line in seen if line.startswith("errors")] == [
-        "errors    1 (2.0 %) in this run   decode 1"
+        "errors    1 (2.0 %) in this run, 3 in all of 5 allowed   decode 1"
     ]
 
 
@@ -142,3 +144,22 @@ def test_a_run_that_never_began_has_no_summary(run: Any) -> None:
     """Where planning failed, the error says everything."""
     run.finish(exit_code=66)
     assert lines(run) == []
+
+
+def test_what_a_run_took(run: Any) -> None:
+    """Cost and device-hours where a price is known, energy where the GPUs tell it, and what went wrong."""
+    run.start(devices=("cuda:0", "cuda:1"), price_per_device_hour=1.8)
+    run.ready()
+    run.batch(500, after=500, split=True)
+    run.say(WorkerExited(worker=0, code=-9, restarts=True))
+    run.ready()
+    run.batch(1000, after=500)
+    run.commit(1000)
+    run.finish(rows_ok=1000, rows_error=0, rows_filtered=0)
+    told = [line.plain for line in summary(replace(run.tally.snapshot(), energy_joules=75_600.0))]
+    assert told[-5:-2] == [
+        "cost      1.00   0.556 device-hours",
+        "energy    0.021 kWh (75,600 J) by the GPUs, whoever used them",
+        "trouble   batches computed in pieces: 1   restarts of workers: 1",
+    ]
+    assert not any(line.startswith("energy") for line in lines(run))
