@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 from batchinfer import registry
-from batchinfer.config import sections
+from batchinfer.config import observe, sections
 from batchinfer.config.descriptions import describe_fields
 
 HERE = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ SECTIONS = {
     "compute": sections.ComputeOptions,
     "limits": sections.LimitsOptions,
     "observe": sections.ObserveOptions,
-    "observe.pushgateway": sections.PushgatewayOptions,
+    "observe.pushgateway": observe.PushgatewayOptions,
 }
 EXTENDED = {
     "input": ("sources", "input.format"),

@@ -132,6 +132,13 @@ class RunFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """The run can be asked for its metrics, at `/metrics` under this URL."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished:
     """The last word. `complete` says that every unit of the plan is committed.
 
@@ -158,5 +165,6 @@ Event: TypeAlias = (
     | WorkerSaid
     | Warned
     | RunFailed
+    | Listening
     | RunFinished
 )

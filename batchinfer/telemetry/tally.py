@@ -15,6 +15,7 @@ from batchinfer.events import (
     BatchFinished,
     EfficiencyMeasured,
     Event,
+    Listening,
     RunFailed,
     RunFinished,
     RunStarted,
@@ -157,7 +158,7 @@ class Tally:
                 self._warnings += 1
             case RunFinished():
                 self._finished, self._ended_at = event, now
-            case WorkerSaid() | RunFailed():
+            case WorkerSaid() | RunFailed() | Listening():
                 pass
 
     def _worker(self, index: int) -> _Worker:

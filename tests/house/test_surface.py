@@ -69,8 +69,8 @@ KEYS = {
     "ComputeOptions": "devices workers_per_device concurrency threads readers loaders host_memory "
     "affinity determinism claims heartbeat stall_timeout",
     "LimitsOptions": "deadline max_rows max_device_hours price_per_device_hour max_cost grace",
-    "ObserveOptions": "interval log_file pushgateway",
-    "PushgatewayOptions": "url every instance timeout",
+    "ObserveOptions": "interval log_file pushgateway listen textfile compat_names",
+    "PushgatewayOptions": "url every instance timeout user password token ca",
 }
 EVENTS = {
     "RunStarted",
@@ -82,11 +82,12 @@ EVENTS = {
     "WorkerExited",
     "WorkerSaid",
     "Warned",
+    "Listening",
     "RunFailed",
     "RunFinished",
 }
 LOG_EVENTS = (
-    "run_started worker_ready worker_said worker_exited unit_committed progress warning error run_finished "
+    "run_started worker_ready worker_said worker_exited unit_committed progress warning error listening run_finished "
     "lines_dropped"
 )
 COMPONENTS = {
