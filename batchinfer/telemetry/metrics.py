@@ -21,6 +21,7 @@ from batchinfer.data import STAGES, ErrorCode
 from batchinfer.events import BatchFinished, Event, RunStarted, UnitCommitted, WorkerReady
 from batchinfer.telemetry.compat_metrics import compat_metrics
 from batchinfer.telemetry.gpu_metrics import gpu_metrics
+from batchinfer.telemetry.gpu_state_metrics import gpu_state_metrics
 from batchinfer.telemetry.rates import WINDOW_S, Histogram
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from batchinfer.telemetry.tally import Tally
 
 _WHILE = f"over the last {WINDOW_S:.0f} seconds, or over the whole run once it has ended"
-_HOUR_S = 3600
 _STATES = ("starting", "running", "restarting", "gone")
 
 BATCH_ROWS = tuple(float(4**power) for power in range(10))
@@ -51,7 +51,7 @@ class RunMetrics:
     """Collects the metrics of one run. Labels have a fixed number of values: no file, row or message.
 
     It hears the events too, after the tally, for what only metrics show. `limits` are the job's, for its
-    deadline and its price; `compat_names` adds the common names.
+    deadline; `compat_names` adds the common names.
     """
 
     def __init__(
@@ -69,13 +69,11 @@ class RunMetrics:
         self._wall_clock = wall_clock
         self._began_at = wall_clock()
         self._deadline = _deadline(limits, self._began_at)
-        self._price = limits.price_per_device_hour if limits else None
         self._lock = threading.Lock()
         self._begin()
 
     def _begin(self) -> None:
         self._batch_rows = Histogram(BATCH_ROWS)
-        self._used: set[str] = set()
         self._progress_at = self._wall_clock()
 
     def on_event(self, event: Event) -> None:
@@ -84,11 +82,9 @@ class RunMetrics:
             match event:
                 case RunStarted():
                     self._begin()
-                case WorkerReady(device=device):
-                    self._used.add(device)
                 case BatchFinished(rows=rows):
                     self._batch_rows.add(rows)
-                case UnitCommitted():
+                case WorkerReady() | UnitCommitted():
                     pass
                 case _:
                     return
@@ -113,6 +109,7 @@ class RunMetrics:
         yield from self._batches(snapshot)
         yield from _workers(snapshot)
         yield from gpu_metrics(readings)
+        yield from gpu_state_metrics(readings)
         yield _build()
         if self._compat_names:
             yield from compat_metrics(
@@ -136,16 +133,20 @@ class RunMetrics:
         )
         if self._deadline is not None:
             yield _gauge("deadline_timestamp_seconds", "When the run must end, in Unix time.", self._deadline)
-        if self._price is not None:
-            hours = len(self._used) * snapshot.elapsed_s / _HOUR_S
+        if snapshot.cost is not None:
             yield CounterMetricFamily(
                 "batchinfer_cost",
                 "What the devices have cost so far, in the currency of limits.price_per_device_hour.",
-                value=self._price * hours,
+                value=snapshot.cost,
             )
 
     def _batches(self, snapshot: Snapshot) -> Iterator[Metric]:
         yield CounterMetricFamily("batchinfer_batches", "Forward passes.", value=snapshot.num_batches)
+        yield CounterMetricFamily(
+            "batchinfer_batch_splits",
+            "Batches that were computed in pieces, as they failed or did not fit into memory.",
+            value=snapshot.num_splits,
+        )
         rows = HistogramMetricFamily("batchinfer_batch_rows", "Rows of a forward pass.")
         with self._lock:
             rows.add_metric([], list(self._batch_rows.cumulative()), self._batch_rows.total)
@@ -211,7 +212,7 @@ def _workers(snapshot: Snapshot) -> Iterator[Metric]:
     yield CounterMetricFamily(
         "batchinfer_worker_restarts",
         "Workers that died and were replaced.",
-        value=sum(worker.deaths for worker in snapshot.workers),
+        value=snapshot.num_restarts,
     )
     busy = snapshot.busy_ratio if snapshot.finished is None else snapshot.mean_busy_ratio
     yield _gauge(

@@ -143,7 +143,9 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     """Return the base job with one value put in."""
     document = copy.deepcopy(BASE)
     node: Any = document
-    *parents, last = re.sub(r"pushgateway\.(every|instance|timeout|user|password|token|ca)$", "pushgateway", path).split(".")
+    *parents, last = re.sub(
+        r"pushgateway\.(every|instance|timeout|user|password|token|ca)$", "pushgateway", path
+    ).split(".")
     if path.endswith("pushgateway.url"):
         parents, last, value = ["observe"], "pushgateway", {"url": value}
     for part in parents:

@@ -32,6 +32,7 @@ FROZEN = {
     "batchinfer_eta_seconds": ("gauge", set()),
     "batchinfer_cost": ("counter", set()),
     "batchinfer_batches": ("counter", set()),
+    "batchinfer_batch_splits": ("counter", set()),
     "batchinfer_batch_rows": ("histogram", {"le"}),
     "batchinfer_tokens": ("counter", {"kind"}),
     "batchinfer_workers": ("gauge", {"state"}),
@@ -99,11 +100,13 @@ def at(run: Any) -> Callable[[], float]:
 
 def a_run(run: Any, failed_row: Callable[..., Any], *, compat: bool = False) -> CollectorRegistry:
     devices = two_gpus(run)
-    limits = LimitsOptions(deadline=3600.0, price_per_device_hour=3.6)
+    limits = LimitsOptions(deadline=3600.0)
     metrics = RunMetrics(run.tally, devices, limits=limits, compat_names=compat, wall_clock=at(run))
     last_run = LastRun(run.tally, wall_clock=at(run))
     run.hear += [metrics.on_event, last_run.on_event]
-    run.start(rows=1000, reused=200, units=10, workers=2)
+    run.start(
+        rows=1000, reused=200, units=10, workers=2, devices=("cuda:0", "cuda:1"), price_per_device_hour=3.6
+    )
     run.ready(0, "cuda:0")
     run.ready(1, "cuda:1")
     for _ in range(10):

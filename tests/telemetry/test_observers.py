@@ -39,7 +39,14 @@ def test_json_is_never_drawn_over() -> None:
 def test_the_display_has_the_last_word() -> None:
     """Metrics are pushed for the last time before the display closes, and may still warn."""
     observe = ObserveOptions(pushgateway=PushgatewayOptions(url="http://127.0.0.1:1"))
-    assert names(observe=observe) == ["Devices", "Tally", "RunMetrics", "LastRun", "Pushgateway", "LineProgress"]
+    assert names(observe=observe) == [
+        "Devices",
+        "Tally",
+        "RunMetrics",
+        "LastRun",
+        "Pushgateway",
+        "LineProgress",
+    ]
 
 
 def test_a_run_from_end_to_end(run: Any) -> None:
