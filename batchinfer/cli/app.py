@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 
 from batchinfer import crash
-from batchinfer.cli import doctor, errors, gc, init, plan, preview, run, schema, status, validate, verify
+from batchinfer.cli import (
+    doctor,
+    errors,
+    export,
+    gc,
+    init,
+    plan,
+    preview,
+    run,
+    schema,
+    status,
+    validate,
+    verify,
+)
 from batchinfer.cli.failures import exit_code_of, in_our_words, show_failure
 from batchinfer.cli.streams import occupy
 from batchinfer.errors import BatchinferError
@@ -46,6 +59,7 @@ def _global(
 
 for _verb in (init, validate, plan, preview, run, status, errors, verify, gc, schema, doctor):
     app.command(name=_verb.NAME)(_verb.command)
+app.add_typer(export.app)
 
 
 class _Keyboard:
