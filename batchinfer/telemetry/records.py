@@ -42,6 +42,7 @@ EVENT_NAMES = (
     "progress",
     "warning",
     "error",
+    "listening",
     "run_finished",
     "lines_dropped",
 )

@@ -56,6 +56,19 @@ VERBS = {
     "errors": {"output", "--where", "--samples", "-n", "--export", "--json"},
     "verify": {"output", "--footer", "--deep"},
     "gc": {"output", "--delete", "--json"},
+    "export grafana": {"job", "--param", "-p", "--set", "-s"},
+    "export alerts": {
+        "job",
+        "--param",
+        "-p",
+        "--set",
+        "-s",
+        "--stalled-after",
+        "--no-success-after",
+        "--failing",
+        "--waiting",
+        "--hold",
+    },
     "schema": set(),
     "doctor": {"--json"},
 }
@@ -114,7 +127,10 @@ def test_the_python_interface() -> None:
 def test_the_command_line() -> None:
     """Every verb with its arguments and options."""
     found = {}
-    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+    commands = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    verbs = commands.pop("export").commands
+    commands |= {f"export {name}": command for name, command in verbs.items()}
+    for name, command in commands.items():
         spelled = {
             text
             for parameter in command.params
