@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from batchinfer.data import Receipt
@@ -61,11 +61,12 @@ class BatchFinished:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagesTimed:
     """What a worker's device did since the worker began, in seconds by stage (of all lanes together), and
-    its resident memory at most."""
+    its resident memory at most; and the bytes that wait in its queues."""
 
     worker: int
     seconds: Mapping[str, float]
     peak_bytes: int
+    queue_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

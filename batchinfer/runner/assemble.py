@@ -31,6 +31,7 @@ from batchinfer.engine.unit import MAX_CHUNK_ROWS, Timed, Way
 from batchinfer.hardware import gpus, stay_near, take_turns
 from batchinfer.loader.batches import BatchPolicy
 from batchinfer.loader.costs import cost_of
+from batchinfer.loader.prefetch import Levels
 from batchinfer.loader.windows import WindowPolicy
 from batchinfer.pixels import with_pixels
 from batchinfer.runner.ahead import ReadAhead, Units, columns_before_model
@@ -101,7 +102,7 @@ def assemble(start: Start, *, units: Units, spilled: set[int], care: Care) -> It
         assert early is not None
         parts = _Parts(job, start, schema, room, steps, backend, contract, policy)
         through = parts.through_steps(loaders)
-        way = parts.way(early.begin(contract.read_columns), through, posts, spilled, care)
+        way = parts.way(early.begin(contract.read_columns), through, posts, spilled, care, early.levels)
         yield Assembly(backend, contract, way, settings)
     finally:
         if early is not None:
@@ -143,6 +144,7 @@ class _Parts:
         posts: Sequence[Postprocessor],
         spilled: set[int],
         care: Care,
+        levels: Levels,
     ) -> Way:
         """Return the way of the batches, from rows that are read to units that are written."""
         job, start, contract, policy = self.job, self.start, self.contract, self.policy
@@ -178,6 +180,7 @@ class _Parts:
             ceiling=_ceiling(job, start),
             bit=job.compute.determinism == "bit",
             timeline=Timeline(start.concurrency),
+            levels=levels,
             sample=Sample(start.concurrency) if start.measure else None,
         )
 

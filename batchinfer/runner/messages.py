@@ -102,12 +102,13 @@ class Batches:
     """Worker to parent: the forward passes since the last such message.
 
     `stages` are the seconds of each stage since the worker's start, `peak_bytes` its resident memory
-    at most.
+    at most, `queues` the bytes that wait in each queue now.
     """
 
     notes: tuple[BatchNote, ...]
     stages: dict[str, float]
     peak_bytes: int
+    queues: dict[str, int] = field(default_factory=dict)
     kind: Literal["batches"] = "batches"
 
 

@@ -240,7 +240,12 @@ class Supervisor:
                         )
                     )
                 self._emit(
-                    StagesTimed(worker=member.index, seconds=message.stages, peak_bytes=message.peak_bytes)
+                    StagesTimed(
+                        worker=member.index,
+                        seconds=message.stages,
+                        peak_bytes=message.peak_bytes,
+                        queue_bytes=message.queues,
+                    )
                 )
             case Measured():
                 self._emit(

@@ -144,6 +144,7 @@ class _Outbox:
         self._lock = threading.Lock()
         self._flushed = time.monotonic()
         self.stages: Callable[[], Mapping[str, float]] = dict
+        self.queues: Callable[[], dict[str, int]] = dict
 
     def on_batch(self, output: OutputBatch) -> None:
         """Note a forward pass."""
@@ -170,7 +171,9 @@ class _Outbox:
             self._flushed = time.monotonic()
         stages = dict(self.stages())
         if notes or stages:
-            self._channel.send(Batches(notes=notes, stages=stages, peak_bytes=peak_bytes()))
+            self._channel.send(
+                Batches(notes=notes, stages=stages, peak_bytes=peak_bytes(), queues=self.queues())
+            )
 
     def send(self, message: Ready | Done | Measured | Failed) -> None:
         """Send a message after the notes before it."""
@@ -213,6 +216,7 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
         if assembly.way is None:
             return
         outbox.stages = assembly.way.timeline.seconds
+        outbox.queues = assembly.way.levels.num_bytes
         # What is there now stays: looking through it again and again would stop every thread.
         gc.freeze()
         run_units(

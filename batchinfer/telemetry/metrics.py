@@ -11,14 +11,22 @@ import math
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from batchinfer.data import STAGES, ErrorCode
-from batchinfer.events import BatchFinished, Event, RunStarted, UnitCommitted, WorkerReady
+from batchinfer.data import QUEUES, STAGES, ErrorCode
+from batchinfer.events import (
+    BatchFinished,
+    Event,
+    RunStarted,
+    StagesTimed,
+    UnitCommitted,
+    WorkerExited,
+    WorkerReady,
+)
 from batchinfer.telemetry.compat_metrics import compat_metrics
 from batchinfer.telemetry.gpu_metrics import gpu_metrics
 from batchinfer.telemetry.gpu_state_metrics import gpu_state_metrics
@@ -74,6 +82,7 @@ class RunMetrics:
 
     def _begin(self) -> None:
         self._batch_rows = Histogram(BATCH_ROWS)
+        self._queues: dict[int, Mapping[str, int]] = {}
         self._progress_at = self._wall_clock()
 
     def on_event(self, event: Event) -> None:
@@ -86,6 +95,12 @@ class RunMetrics:
                     self._batch_rows.add(rows)
                 case WorkerReady() | UnitCommitted():
                     pass
+                case StagesTimed(worker=worker):
+                    self._queues[worker] = event.queue_bytes
+                    return
+                case WorkerExited(worker=worker):
+                    self._queues.pop(worker, None)
+                    return
                 case _:
                     return
             self._progress_at = self._wall_clock()
@@ -170,6 +185,16 @@ class RunMetrics:
         for stage in STAGES:
             stages.add_metric([stage], snapshot.stage_seconds.get(stage, 0.0))
         yield stages
+        queues = GaugeMetricFamily(
+            "batchinfer_queue_bytes",
+            "Bytes that wait in the workers, by who put them there.",
+            labels=["queue"],
+        )
+        with self._lock:
+            waiting = list(self._queues.values())
+        for queue in QUEUES:
+            queues.add_metric([queue], sum(found.get(queue, 0) for found in waiting))
+        yield queues
 
 
 def _rows(snapshot: Snapshot) -> Iterator[Metric]:

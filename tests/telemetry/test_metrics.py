@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from batchinfer.config.sections import LimitsOptions
 from batchinfer.data import ErrorCode
+from batchinfer.events import StagesTimed
 from batchinfer.hardware import Gpu, GpuSample
 from batchinfer.telemetry.devices import Devices
 from batchinfer.telemetry.last_run import LastRun
@@ -40,6 +41,7 @@ FROZEN = {
     "batchinfer_device_idle_ratio": ("gauge", set()),
     "batchinfer_stage_seconds": ("counter", {"stage"}),
     "batchinfer_batch_seconds": ("histogram", {"le"}),
+    "batchinfer_queue_bytes": ("gauge", {"queue"}),
     "batchinfer_gpu_utilization_ratio": ("gauge", {"gpu"}),
     "batchinfer_gpu_memory_used_bytes": ("gauge", {"gpu"}),
     "batchinfer_gpu_memory_total_bytes": ("gauge", {"gpu"}),
@@ -111,6 +113,9 @@ def a_run(run: Any, failed_row: Callable[..., Any], *, compat: bool = False) -> 
     run.ready(1, "cuda:1")
     for _ in range(10):
         run.batch(40, after=1, seconds=0.04)
+    for worker in (0, 1):
+        queues = {"read": 100, "device": 7, "another": 1}
+        run.say(StagesTimed(worker=worker, seconds={}, peak_bytes=1, queue_bytes=queues))
     run.commit(97, errors=(failed_row(1), failed_row(2, ErrorCode.MODEL)), filtered=1)
     return registry_of(metrics, last_run)
 
@@ -148,6 +153,8 @@ def test_the_values(run: Any, failed_row: Callable[..., Any]) -> None:
     assert value(registry, "batchinfer_batch_rows_sum") == 400
     assert value(registry, "batchinfer_tokens_total", kind="real") == 4000
     assert value(registry, "batchinfer_tokens_total", kind="padding") == 2400
+    assert value(registry, "batchinfer_queue_bytes", queue="read") == 200
+    assert value(registry, "batchinfer_queue_bytes", queue="encode") == 0
     assert value(registry, "batchinfer_rows_planned") == 800
     assert value(registry, "batchinfer_workers", state="running") == 2
     assert value(registry, "batchinfer_device_idle_ratio") == pytest.approx(1 - 0.04 / 2, abs=0.01)
