@@ -40,12 +40,12 @@ def free_address() -> str:
 
 
 @contextmanager
-def server(command: Sequence[str], *, ready: str, folder: Path) -> Iterator[None]:
-    """Run a server until the block ends; begin when it says that it is ready."""
+def server(command: Sequence[str], *, ready: Callable[[], bool], folder: Path) -> Iterator[None]:
+    """Run a server until the block ends; begin when it is ready. What it says is in NAME.log."""
     with (folder / f"{Path(command[0]).name}.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
     try:
-        until(lambda: answers(ready), f"{command[0]} did not start", READY_S)
+        until(ready, f"{command[0]} did not start", READY_S)
         yield
     finally:
         os.killpg(process.pid, signal.SIGTERM)
@@ -106,7 +106,7 @@ def monitoring(folder: Path, *, rules: Path) -> Iterator[Monitoring]:
     with (
         server(
             ["prometheus-pushgateway", f"--web.listen-address={gateway}", "--persistence.file="],
-            ready=f"http://{gateway}/-/ready",
+            ready=lambda: answers(f"http://{gateway}/-/ready"),
             folder=folder,
         ),
         server(
@@ -117,7 +117,7 @@ def monitoring(folder: Path, *, rules: Path) -> Iterator[Monitoring]:
                 f"--web.listen-address={alertmanager}",
                 "--cluster.listen-address=",
             ],
-            ready=f"http://{alertmanager}/-/ready",
+            ready=lambda: answers(f"http://{alertmanager}/-/ready"),
             folder=folder,
         ),
         server(
@@ -127,7 +127,7 @@ def monitoring(folder: Path, *, rules: Path) -> Iterator[Monitoring]:
                 "--storage.tsdb.path=series",
                 f"--web.listen-address={prometheus}",
             ],
-            ready=f"http://{prometheus}/-/ready",
+            ready=lambda: answers(f"http://{prometheus}/-/ready"),
             folder=folder,
         ),
     ):
