@@ -42,6 +42,15 @@ def test_bad_rows() -> None:
     assert "19,999 results and one error row after 3 restarts" in done.stdout, done.stdout
 
 
+def test_telemetry() -> None:
+    """The cost of being watched is printed, in time and in the parent's processor time."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "telemetry.py"), "--tiny", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^time +median [+-][\d.]+%", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^cpu +median [+-][\d.]+%", done.stdout, re.MULTILINE), done.stdout
+
+
 def test_padding() -> None:
     """Of what is computed, padding is little: 7 % with 32 shapes, 1 % where rows are packed."""
     command = [sys.executable, str(ROOT / "benchmarks" / "padding.py"), "--tiny"]
