@@ -58,7 +58,7 @@ _Answer = Callable[[], tuple[int, str, bytes]]
 def _readiness(tally: Tally) -> tuple[int, str, bytes]:
     ready = sum(worker.state == "running" for worker in tally.snapshot().workers)
     if ready:
-        return 200, _TEXT, f"{ready} workers have their model\n".encode()
+        return 200, _TEXT, f"workers with their model: {ready}\n".encode()
     return 503, _TEXT, b"no worker has its model\n"
 
 

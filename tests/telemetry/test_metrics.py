@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,6 +132,15 @@ def test_the_names_are_frozen(run: Any, failed_row: Callable[..., Any]) -> None:
         for family in families
     }
     assert found == FROZEN
+
+
+def test_every_metric_is_documented() -> None:
+    """The table of docs/observing.md has every name and its labels, and no others."""
+    text = (Path(__file__).parents[2] / "docs" / "observing.md").read_text()
+    rows = re.findall(r"^\| `(batchinfer_\w+)` \| (.*?) \|", text, re.MULTILINE)
+    found = {name.removesuffix("_total"): set(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
+    assert found == {name: labels for name, (_, labels) in FROZEN.items()}
+    assert [name for name in COMPAT if f"`{name.removesuffix('_count')}`" not in text] == []
 
 
 def test_the_values(run: Any, failed_row: Callable[..., Any]) -> None:

@@ -48,7 +48,7 @@ def test_a_run_can_be_asked(run: Any) -> None:
     run.start(rows=100, units=1)
     assert ask(f"{listener.url}/readyz")[0] == 503
     run.ready()
-    assert ask(f"{listener.url}/readyz") == (200, "1 workers have their model\n")
+    assert ask(f"{listener.url}/readyz") == (200, "workers with their model: 1\n")
     run.commit(40)
     code, text = ask(f"{listener.url}/metrics")
     assert (code, values(text)["batchinfer_rows_total[('outcome', 'ok')]"]) == (200, 40)
