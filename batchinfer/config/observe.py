@@ -15,6 +15,7 @@ _SecretText = Annotated[str, Secret()]
 _URL = re.compile(r"https?://[^\s/]+(/\S*)?")
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _MAX_PORT = 65_535
+_HEADER = re.compile(r"[\x21-\x7e]+")
 
 
 def _address(value: str) -> str:
@@ -73,6 +74,20 @@ class PushgatewayOptions(Options):
     def _http(cls, value: str) -> str:
         if not _URL.fullmatch(value):
             raise ValueError("must be an http:// or https:// URL")
+        return value
+
+    @field_validator("token")
+    @classmethod
+    def _sendable(cls, value: str | None) -> str | None:
+        if value is not None and not _HEADER.fullmatch(value):
+            raise ValueError("is empty, or holds a line break or another character that cannot be sent")
+        return value
+
+    @field_validator("user")
+    @classmethod
+    def _one_name(cls, value: str | None) -> str | None:
+        if value is not None and (not value or ":" in value):
+            raise ValueError("is empty, or holds a colon, which would end it")
         return value
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from batchinfer.telemetry.tally import Tally
 
 _PATIENCE_S = 5.0
+_POLL_S = 0.05  # how long the end of the run waits for it
 _MOST_CALLERS = 16
 _TEXT = "text/plain; charset=utf-8"
 
@@ -39,7 +40,8 @@ class Listener:
         )
         bound = self._server.server_name
         self.url = f"http://{f'[{bound}]' if ':' in bound else bound}:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="listen", daemon=True)
+        serve = self._server.serve_forever
+        self._thread = threading.Thread(target=serve, args=(_POLL_S,), name="listen", daemon=True)
         self._thread.start()
 
     def on_event(self, event: Event) -> None:

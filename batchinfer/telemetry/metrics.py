@@ -6,6 +6,7 @@ The names are an interface: dashboards and alerts depend on them.
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import importlib.metadata
 import math
 import platform
@@ -247,13 +248,17 @@ def _workers(snapshot: Snapshot) -> Iterator[Metric]:
     )
 
 
-def _build() -> Metric:
+@functools.cache
+def _version() -> str:
     try:
-        version = importlib.metadata.version("batchinfer-pipeline")
+        return importlib.metadata.version("batchinfer-pipeline")
     except importlib.metadata.PackageNotFoundError:
-        version = "not installed"
+        return "not installed"
+
+
+def _build() -> Metric:
     info = GaugeMetricFamily("batchinfer_build_info", "1; the versions.", labels=["version", "python"])
-    info.add_metric([version, platform.python_version()], 1)
+    info.add_metric([_version(), platform.python_version()], 1)
     return info
 
 

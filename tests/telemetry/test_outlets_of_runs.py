@@ -102,6 +102,8 @@ def test_a_token_is_sent_and_never_told(tmp_path: Path, batchinfer: Run) -> None
         ({"url": "https://a:1", "token": PASSWORD, "user": "x", "password": PASSWORD}, "more than one login"),
         ({"url": "https://a:1", "user": "x"}, "user and password need each other"),
         ({"url": "https://a:1", "token": "abc"}, "is a secret"),
+        ({"url": "https://a:1", "token": f"{PASSWORD}\n"}, "another character that cannot be sent"),
+        ({"url": "https://a:1", "user": "a:b", "password": PASSWORD}, "holds a colon"),
         ({"url": "http://a:1", "ca": "a.pem"}, "ca needs a url that begins with https://"),
         ({"url": "https://a:1", "ca": "in/"}, "observe.pushgateway.ca cannot be read"),
         ({"url": "https://a:1", "ca": "job.yaml"}, "no PEM certificates"),
