@@ -90,6 +90,7 @@ def test_a_token_is_sent_and_never_told(tmp_path: Path, batchinfer: Run) -> None
     live, end = "/metrics/job/doubling/instance/pod-0", "/metrics/job/doubling"
     assert (lines[0], lines[-2:]) == (f"PUT {live}", [f"POST {end}", f"DELETE {live}"])
     assert all(f"Authorization: Bearer {CANARY}\n" in heard.headers for heard in gateway.requests)
+    assert not any(CANARY.encode() in heard.body for heard in gateway.requests)
     first = gateway.requests[0].body.decode()
     assert 'batchinfer_workers{state="starting"} 1.0\n' in first
     assert "\ninference_requests_total 0.0\n" in first
