@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 from batchinfer import registry
-from batchinfer.config import error_section, sections
+from batchinfer.config import error_section, observe, sections
 from batchinfer.config.descriptions import describe_fields
 from batchinfer.config.limits import LimitsOptions
 
@@ -26,7 +26,7 @@ SECTIONS = {
     "compute": sections.ComputeOptions,
     "limits": LimitsOptions,
     "observe": sections.ObserveOptions,
-    "observe.pushgateway": sections.PushgatewayOptions,
+    "observe.pushgateway": observe.PushgatewayOptions,
 }
 EXTENDED = {
     "input": ("sources", "input.format"),

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 STAGES = ("compute", "read", "decode", "pack", "transfer", "write", "launch")
 """What a device does at any moment: compute, or wait for one of these. Metrics have them as labels."""
 
+QUEUES = ("read", "encode", "batch", "device")
+"""The queues of a worker in which bytes wait, by the thread that fills them: rows, encoded rows, batches,
+results. Metrics have them as labels."""
+
 
 class ErrorCode(enum.StrEnum):
     """Why a row failed. Closed: dashboards and `_error.code` filters depend on the words."""

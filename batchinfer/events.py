@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from batchinfer.data import Receipt
@@ -68,11 +68,12 @@ class BatchFinished:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagesTimed:
     """What a worker's device did since the worker began, in seconds by stage (of all lanes together), and
-    its resident memory at most."""
+    its resident memory at most; and the bytes that wait in its queues."""
 
     worker: int
     seconds: Mapping[str, float]
     peak_bytes: int
+    queue_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +149,13 @@ class RunFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """The run can be asked for its metrics, at `/metrics` under this URL."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished:
     """The last word. `complete` says that every unit of the plan is committed.
 
@@ -176,5 +184,6 @@ Event: TypeAlias = (
     | WorkerSaid
     | Warned
     | RunFailed
+    | Listening
     | RunFinished
 )

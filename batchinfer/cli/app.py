@@ -13,6 +13,7 @@ from batchinfer import crash
 from batchinfer.cli import (
     doctor,
     errors,
+    export,
     gc,
     init,
     plan,
@@ -60,6 +61,7 @@ def _global(
 
 for _verb in (init, validate, plan, tune, preview, run, status, errors, retry, verify, gc, schema, doctor):
     app.command(name=_verb.NAME)(_verb.command)
+app.add_typer(export.app)
 
 
 class _Keyboard:

@@ -71,6 +71,7 @@ def command(
             stream=sys.stderr,
             index=share.index,
             log_file=log_file,
+            limits=loaded.limits,
         )
         machine = this_machine()
         report = run(loaded, machine, observers, share=share, force=force, measure=measure, standby=standby)

@@ -15,7 +15,7 @@ _NOT_SECRET = frozenset({"anon", "cloud", "google_default", "browser", "cache"})
 _PLACES = frozenset(
     {
         *("endpoint", "endpoint_url", "base_url", "url", "proxy_url"),
-        *("region", "region_name", "account_name", "project", "instance"),
+        *("region", "region_name", "account_name", "project", "instance", "user"),
     }
 )
 """Keys beside the secrets that are none: without them, nobody could tell which server did not answer."""

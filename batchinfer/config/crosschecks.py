@@ -31,14 +31,16 @@ def check_together(sections: Mapping[str, Any], problems: Problems) -> None:
 
 def _check_pushgateway(observe: ObserveOptions, problems: Problems) -> None:
     """Refuse to send a password that anybody on the way could read."""
-    if observe.pushgateway is None:
+    gateway = observe.pushgateway
+    if gateway is None:
         return
     try:
-        url = urlsplit(observe.pushgateway.url)
+        url = urlsplit(gateway.url)
     except ValueError:
         return  # whoever pushes will refuse it
-    if url.scheme == "http" and "@" in url.netloc and not _is_this_machine(url.hostname or ""):
-        message = "would send its password over http, where it can be read on the way; use https://"
+    if url.scheme == "http" and gateway.has_login and not _is_this_machine(url.hostname or ""):
+        what = "token" if gateway.token else "password"
+        message = f"would send its {what} over http, where it can be read on the way; use https://"
         problems.add(("observe", "pushgateway", "url"), message)
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from batchinfer.config.error_section import share
 from batchinfer.config.nested import CanaryOptions
+from batchinfer.config.observe import Address, PromFile, PushgatewayOptions
 from batchinfer.options import (
     Bytes,
     ByteText,
@@ -34,7 +35,6 @@ _JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DEVICE = re.compile(r"cpu|(cuda|simulated):[0-9]+")
 _MAX_BUCKETS = 32
-_URL = re.compile(r"https?://[^\s/]+(/\S*)?")
 
 
 def _once(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -307,29 +307,6 @@ class ComputeOptions(Options):
         return value
 
 
-class PushgatewayOptions(Options):
-    """Where metrics are pushed."""
-
-    url: SecretText = neutral(..., repr=False)
-    """The gateway, such as http://pushgateway:9091; one with a password comes from `${env:NAME}`."""
-
-    every: Seconds = neutral(15.0)
-    """Seconds between two pushes."""
-
-    instance: SecretText | None = neutral(None, repr=False)
-    """The `instance` of the grouping key; by default the host name."""
-
-    timeout: Seconds = neutral(5.0)
-    """Seconds after which a push is given up."""
-
-    @field_validator("url")
-    @classmethod
-    def _http(cls, value: str) -> str:
-        if not _URL.fullmatch(value):
-            raise ValueError("must be an http:// or https:// URL")
-        return value
-
-
 class ObserveOptions(Options):
     """How the run shows itself. Changes nothing in the output."""
 
@@ -342,3 +319,13 @@ class ObserveOptions(Options):
 
     pushgateway: PushgatewayOptions | None = neutral(None)
     """Push metrics to a Prometheus Pushgateway."""
+
+    listen: Address | None = neutral(None)
+    """HOST:PORT on which this process answers `/metrics`, `/healthz` and `/readyz`, such as 127.0.0.1:9400;
+    with port 0, on one that is free."""
+
+    textfile: PromFile | None = neutral(None)
+    """A file NAME.prom for the textfile collector of node_exporter, written anew at every `interval`."""
+
+    compat_names: bool = neutral(False)
+    """Give the metrics under common names without a prefix too, such as `inference_requests_total`."""

@@ -49,7 +49,7 @@ from batchinfer.engine.room import Room, batch_bytes, chunk_bytes, encoded_bytes
 from batchinfer.engine.timeline import Timeline
 from batchinfer.errors import unit_context
 from batchinfer.loader.batches import BatchPolicy
-from batchinfer.loader.prefetch import Bound, head_start, ordered_map, prefetch
+from batchinfer.loader.prefetch import Bound, Levels, head_start, ordered_map, prefetch
 from batchinfer.loader.windows import WindowPolicy, batches_of
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ class Way:
     ceiling: Ceiling
     retry: Retry
     timeline: Timeline
+    levels: Levels
     sample: Sample | None = None
 
 
@@ -195,18 +196,21 @@ def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
         bound=Bound(64, way.room.encoded),
         size_of=encoded_bytes,
         name="encode",
+        levels=way.levels,
     )
     batches = prefetch(
         _staged(encoded, way, stop, failed),
         bound=Bound(way.pipeline.ahead, way.room.batches),
         size_of=batch_bytes,
         name="batch",
+        levels=way.levels,
     )
     return prefetch(
         _computed(submit, collect, way.timeline.asking(batches), way, stop, failed),
         bound=Bound(_BATCHES_AHEAD, way.room.results),
         size_of=output_bytes,
         name="device",
+        levels=way.levels,
     )
 
 
@@ -330,13 +334,23 @@ def _or_stop(function: Callable[[T], R], stop: threading.Event, failed: threadin
 
 
 def start_reading(
-    units: Iterable[Unit], source: Source, *, schema: pa.Schema, columns: Sequence[str], room: Room
+    units: Iterable[Unit],
+    source: Source,
+    *,
+    schema: pa.Schema,
+    columns: Sequence[str],
+    room: Room,
+    levels: Levels,
 ) -> Generator[Timed, None, None]:
     """Begin to read some columns, with the types of the plan's schema, in a thread. What comes back must
     be closed."""
     items = read(units, source, schema, columns)
     return head_start(
-        items, bound=Bound(8, room.read), size_of=lambda item: chunk_bytes(item.rows), name="read"
+        items,
+        bound=Bound(8, room.read),
+        size_of=lambda item: chunk_bytes(item.rows),
+        name="read",
+        levels=levels,
     )
 
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -21,13 +21,28 @@ class Bound:
     num_bytes: int
 
 
+class Levels:
+    """How full some queues are, by their names. Asked from any thread."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, _Buffer[Any]] = {}
+
+    def watch(self, name: str, buffer: _Buffer[Any]) -> None:
+        """Look at a queue from now on, in place of the one that had its name."""
+        self._buffers[name] = buffer
+
+    def num_bytes(self) -> dict[str, int]:
+        """Return the bytes that wait in each."""
+        return {name: buffer.num_bytes for name, buffer in self._buffers.items()}
+
+
 class _Buffer(Generic[T]):
     """A queue between two threads that knows how many bytes wait in it."""
 
     def __init__(self, bound: Bound) -> None:
         self._bound = bound
         self._items: deque[tuple[T, int]] = deque()
-        self._bytes = 0
+        self.num_bytes = 0
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._ended = False
@@ -40,7 +55,7 @@ class _Buffer(Generic[T]):
             if self._closed:
                 return False
             self._items.append((item, num_bytes))
-            self._bytes += num_bytes
+            self.num_bytes += num_bytes
             self._changed.notify_all()
             return True
 
@@ -55,6 +70,7 @@ class _Buffer(Generic[T]):
         with self._changed:
             self._closed = True
             self._items.clear()
+            self.num_bytes = 0
             self._changed.notify_all()
 
     def __iter__(self) -> Iterator[T]:
@@ -64,7 +80,7 @@ class _Buffer(Generic[T]):
                 if not self._items:
                     break
                 item, num_bytes = self._items.popleft()
-                self._bytes -= num_bytes
+                self.num_bytes -= num_bytes
                 self._changed.notify_all()
             yield item
         if self._error is not None:
@@ -73,37 +89,39 @@ class _Buffer(Generic[T]):
     def _has_room(self, num_bytes: int) -> bool:
         if not self._items:
             return True
-        return len(self._items) < self._bound.items and self._bytes + num_bytes <= self._bound.num_bytes
+        return len(self._items) < self._bound.items and self.num_bytes + num_bytes <= self._bound.num_bytes
 
 
 def prefetch(
-    items: Iterable[T], *, bound: Bound, size_of: Callable[[T], int], name: str
+    items: Iterable[T], *, bound: Bound, size_of: Callable[[T], int], name: str, levels: Levels | None = None
 ) -> Generator[T, None, None]:
     """Yield `items` in order while a thread produces the next ones.
 
     An error in the thread is raised here, after the good items before it. Closing the generator
     ends the thread, and closes `items` in it, before it returns. The thread starts when the first item
-    is asked for.
+    is asked for. `levels` know how many bytes wait.
     """
-    ahead = _run_ahead(items, bound=bound, size_of=size_of, name=name)
+    ahead = _run_ahead(items, bound=bound, size_of=size_of, name=name, levels=levels)
     next(ahead)
     yield from ahead  # type: ignore[misc]
 
 
 def head_start(
-    items: Iterable[T], *, bound: Bound, size_of: Callable[[T], int], name: str
+    items: Iterable[T], *, bound: Bound, size_of: Callable[[T], int], name: str, levels: Levels | None = None
 ) -> Generator[T, None, None]:
     """Like `prefetch`, and the thread starts now. The generator must be closed also if it is not used."""
-    ahead = _run_ahead(items, bound=bound, size_of=size_of, name=name)
+    ahead = _run_ahead(items, bound=bound, size_of=size_of, name=name, levels=levels)
     next(ahead)
     return ahead  # type: ignore[return-value]
 
 
 def _run_ahead(
-    items: Iterable[T], *, bound: Bound, size_of: Callable[[T], int], name: str
+    items: Iterable[T], *, bound: Bound, size_of: Callable[[T], int], name: str, levels: Levels | None
 ) -> Generator[T | None, None, None]:
     """Yield None once the thread runs, then the items."""
     buffer: _Buffer[T] = _Buffer(bound)
+    if levels is not None:
+        levels.watch(name, buffer)
 
     def run() -> None:
         """Produce, in the thread."""

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from batchinfer.engine.unit import Timed, start_reading
+from batchinfer.loader.prefetch import Levels
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +40,7 @@ class ReadAhead:
         self._room = room
         self._columns: tuple[str, ...] | None = None
         self._chunks: Generator[Timed, None, None] | None = None
+        self.levels = Levels()
 
     def begin(self, columns: tuple[str, ...]) -> Generator[Timed, None, None]:
         """Return what is read of these columns, from the first unit on."""
@@ -51,6 +53,7 @@ class ReadAhead:
                 schema=self._schema,
                 columns=columns,
                 room=self._room,
+                levels=self.levels,
             )
         return self._chunks
 

@@ -38,6 +38,7 @@ from batchinfer.engine.unit import MAX_CHUNK_ROWS, Timed, Way
 from batchinfer.hardware import gpus, stay_near, take_turns
 from batchinfer.loader.batches import BatchPolicy
 from batchinfer.loader.costs import cost_of
+from batchinfer.loader.prefetch import Levels
 from batchinfer.loader.windows import WindowPolicy
 from batchinfer.pixels import with_pixels
 from batchinfer.runner.ahead import ReadAhead, Units, columns_before_model
@@ -121,7 +122,7 @@ def assemble(
         retry = Retry(job.errors.retry, halt=halt, on_retry=on_retry)
         parts = _Parts(job, start, schema, room, steps, backend, contract, policy, retry)
         through = parts.through_steps(loaders)
-        way = parts.way(early.begin(contract.read_columns), through, posts, spilled, care)
+        way = parts.way(early.begin(contract.read_columns), through, posts, spilled, care, early.levels)
         if job.model.canary is not None and start.purpose == "run":
             check_canary(job.model.canary, contract, way, start.device)
         yield Assembly(backend, contract, way, settings)
@@ -168,6 +169,7 @@ class _Parts:
         posts: Sequence[Postprocessor],
         spilled: set[int],
         care: Care,
+        levels: Levels,
     ) -> Way:
         """Return the way of the batches, from rows that are read to units that are written."""
         job, start, contract, policy = self.job, self.start, self.contract, self.policy
@@ -206,6 +208,7 @@ class _Parts:
             retry=self.retry,
             bit=job.compute.determinism == "bit",
             timeline=Timeline(start.concurrency),
+            levels=levels,
             sample=Sample(start.concurrency) if start.measure else None,
         )
 

@@ -141,13 +141,15 @@ class Batches:
     """Worker to parent: the forward passes since the last such message.
 
     `stages` are the seconds of each stage since the worker's start, `peak_bytes` its resident memory
-    at most, `retries` the calls that were tried again since the last message, by reason.
+    at most, `retries` the calls that were tried again since the last message, by reason; `queues` the bytes
+    that wait in each queue now.
     """
 
     notes: tuple[BatchNote, ...]
     stages: dict[str, float]
     peak_bytes: int
     retries: dict[str, int] = field(default_factory=dict)
+    queues: dict[str, int] = field(default_factory=dict)
     kind: Literal["batches"] = "batches"
 
 

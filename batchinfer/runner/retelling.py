@@ -41,7 +41,12 @@ def events_of(member: Member, message: Message) -> Iterator[Event]:
                     padded_tokens=note.padded_tokens,
                     split=note.split,
                 )
-            yield StagesTimed(worker=member.index, seconds=message.stages, peak_bytes=message.peak_bytes)
+            yield StagesTimed(
+                worker=member.index,
+                seconds=message.stages,
+                peak_bytes=message.peak_bytes,
+                queue_bytes=message.queues,
+            )
             if message.retries:
                 yield Retried(worker=member.index, reasons=message.retries)
         case Measured():

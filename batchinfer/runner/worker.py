@@ -156,6 +156,7 @@ class _Outbox:
         self._lock = threading.Lock()
         self._flushed = time.monotonic()
         self.stages: Callable[[], Mapping[str, float]] = dict
+        self.queues: Callable[[], dict[str, int]] = dict
 
     def on_batch(self, output: OutputBatch) -> None:
         """Note a forward pass."""
@@ -189,7 +190,15 @@ class _Outbox:
             self._flushed = time.monotonic()
         stages = dict(self.stages())
         if notes or stages or retries:
-            self._channel.send(Batches(notes=notes, stages=stages, peak_bytes=peak_bytes(), retries=retries))
+            self._channel.send(
+                Batches(
+                    notes=notes,
+                    stages=stages,
+                    peak_bytes=peak_bytes(),
+                    retries=retries,
+                    queues=self.queues(),
+                )
+            )
 
     def send(self, message: Ready | Done | Measured | Tried | Failed) -> None:
         """Send a message after the notes before it."""
@@ -253,6 +262,7 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
                 outbox.send(trials.run(attempt))
             return
         outbox.stages = assembly.way.timeline.seconds
+        outbox.queues = assembly.way.levels.num_bytes
         # What is there now stays: looking through it again and again would stop every thread.
         gc.freeze()
         run_units(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TextIO
 
-from batchinfer.events import Warned
 from batchinfer.telemetry.devices import Devices
+from batchinfer.telemetry.outlets import metric_outlets
 from batchinfer.telemetry.tally import Tally
 
 if TYPE_CHECKING:
+    from batchinfer.config.limits import LimitsOptions
     from batchinfer.config.sections import ObserveOptions
+    from batchinfer.events import Event
     from batchinfer.protocols import Observer
 
 __all__ = ["make_observers"]
@@ -24,13 +26,15 @@ def make_observers(
     stream: TextIO | None,
     index: int | None = None,
     log_file: str | None = None,
+    limits: LimitsOptions | None = None,
 ) -> list[Observer]:
     """Return the observers of a run, in the order in which they must hear its events and be closed.
 
     `interactive` says that `stream` is a terminal that can be drawn over; `log_format` is "text" or
     "json", and JSON is written to a terminal too. A stream of None (standard error was closed) takes
-    everything and shows nothing. `index` is this process's, where several share the job. `log_file` takes
-    the place of the job's. Raises JobFileError or AccessError where that cannot be opened.
+    everything and shows nothing. `index` is this process's, where several share the job; `log_file` takes
+    the place of the job's; `limits` are the job's, for the metric of its deadline. Raises JobFileError or
+    AccessError where the log file cannot be opened.
     """
     devices = Devices()
     tally = Tally(energy=devices.energy_joules)
@@ -58,17 +62,11 @@ def make_observers(
 
         interval_s = observe.interval
         observers.append(LogFile(path, tally, devices=devices, job=job, interval_s=interval_s))
-    if observe.pushgateway is None:
-        return observers
 
-    from batchinfer.telemetry.metrics import run_registry
-    from batchinfer.telemetry.push import Pushgateway
-
-    def warn(message: str) -> None:
+    def tell(event: Event) -> None:
         for observer in observers:
-            observer.on_event(Warned(code="pushgateway", message=message))
+            observer.on_event(event)
 
-    registry = run_registry(tally, devices)
-    push = Pushgateway(observe.pushgateway, job=job, registry=registry, warn=warn, index=index)
+    outlets = metric_outlets(observe, tally, devices, job=job, index=index, limits=limits, tell=tell)
     # The last push may have something to say, and the displays have the last word.
-    return [devices, tally, push, *observers[2:]]
+    return [devices, tally, *outlets, *observers[2:]]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from batchinfer.events import (
     Event,
+    Listening,
     RunFailed,
     RunFinished,
     RunStarted,
@@ -96,7 +97,7 @@ class LineProgress:
             case WorkerReady():
                 self._at_work[event.worker] = event.device, self._clock()
                 self._note(of_event(event))
-            case WorkerExited() | WorkerSaid() | Warned():
+            case WorkerExited() | WorkerSaid() | Warned() | Listening():
                 self._note(of_event(event))
             case RunFailed() if self._json:
                 self._note(of_event(event))  # in text, the command has the last word

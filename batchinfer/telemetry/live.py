@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 from rich.console import Console
 from rich.text import Text
 
-from batchinfer.events import Event, RunStarted, Warned, WorkerSaid
+from batchinfer.events import Event, Listening, RunStarted, Warned, WorkerSaid
 from batchinfer.redact import redact
 from batchinfer.telemetry import figures
 from batchinfer.telemetry.fitting import LABEL
@@ -53,6 +53,8 @@ class LiveProgress:
                 self._ticker.start()
             case WorkerSaid(worker=worker, line=line):
                 self._say(Text.assemble((f"worker {worker} | ", "dim"), figures.plain(redact(line))))
+            case Listening(url=url):
+                self._say(Text(f"metrics at {url}/metrics", style="dim"))
             case Warned(code=code, message=message):
                 first, *more = redact(message).splitlines() or [""]
                 self._say(Text.assemble((f"warning[{code}]: ", "yellow"), figures.plain(first)))

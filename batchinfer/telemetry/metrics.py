@@ -1,52 +1,114 @@
-"""A run as Prometheus metrics: made anew from its tally whenever somebody collects them.
+"""A run as Prometheus metrics: made anew from what it has said whenever somebody collects them.
 
 The names are an interface: dashboards and alerts depend on them.
 """
 
 from __future__ import annotations
 
+import datetime as dt
+import functools
 import importlib.metadata
 import math
 import platform
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from batchinfer.data import STAGES, ErrorCode
+from batchinfer.data import QUEUES, STAGES, ErrorCode
+from batchinfer.events import (
+    BatchFinished,
+    Event,
+    RunStarted,
+    StagesTimed,
+    UnitCommitted,
+    WorkerExited,
+    WorkerReady,
+)
+from batchinfer.telemetry.compat_metrics import compat_metrics
+from batchinfer.telemetry.gpu_metrics import gpu_metrics
 from batchinfer.telemetry.gpu_state_metrics import gpu_state_metrics
-from batchinfer.telemetry.rates import WINDOW_S
+from batchinfer.telemetry.rates import WINDOW_S, Histogram
 from batchinfer.transient import REASONS
 
 if TYPE_CHECKING:
-    from batchinfer.telemetry.devices import Devices, Reading
+    from prometheus_client.registry import Collector
+
+    from batchinfer.config.limits import LimitsOptions
+    from batchinfer.telemetry.devices import Devices
     from batchinfer.telemetry.snapshot import Snapshot
     from batchinfer.telemetry.tally import Tally
 
 _WHILE = f"over the last {WINDOW_S:.0f} seconds, or over the whole run once it has ended"
+_STATES = ("starting", "running", "restarting", "gone")
+
+BATCH_ROWS = tuple(float(4**power) for power in range(10))
+"""Upper bounds of the batch size histogram's buckets, in rows."""
 
 
-def run_registry(
-    tally: Tally, devices: Devices, *, wall_clock: Callable[[], float] = time.time
-) -> CollectorRegistry:
-    """Return a registry of its own with the run's metrics, and nothing about this process."""
+def registry_of(*collectors: Collector) -> CollectorRegistry:
+    """Return a registry with the metrics of some collectors, and nothing about this process."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(RunMetrics(tally, devices, wall_clock=wall_clock))
+    for collector in collectors:
+        registry.register(collector)
     return registry
 
 
 class RunMetrics:
-    """Collects the metrics of one run. Labels have a fixed number of values: no file, row or message."""
+    """Collects the metrics of one run. Labels have a fixed number of values: no file, row or message.
+
+    It hears the events too, after the tally, for what only metrics show. `limits` are the job's, for its
+    deadline; `compat_names` adds the common names.
+    """
 
     def __init__(
-        self, tally: Tally, devices: Devices, *, wall_clock: Callable[[], float] = time.time
+        self,
+        tally: Tally,
+        devices: Devices,
+        *,
+        limits: LimitsOptions | None = None,
+        compat_names: bool = False,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._tally = tally
         self._devices = devices
+        self._compat_names = compat_names
         self._wall_clock = wall_clock
-        self._succeeded_at: float | None = None
+        self._began_at = wall_clock()
+        self._deadline = _deadline(limits, self._began_at)
+        self._lock = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._batch_rows = Histogram(BATCH_ROWS)
+        self._queues: dict[int, Mapping[str, int]] = {}
+        self._progress_at = self._wall_clock()
+
+    def on_event(self, event: Event) -> None:
+        """Take note of progress."""
+        with self._lock:
+            match event:
+                case RunStarted():
+                    self._begin()
+                case BatchFinished(rows=rows):
+                    self._batch_rows.add(rows)
+                case WorkerReady() | UnitCommitted():
+                    pass
+                case StagesTimed(worker=worker):
+                    self._queues[worker] = event.queue_bytes
+                    return
+                case WorkerExited(worker=worker):
+                    self._queues.pop(worker, None)
+                    return
+                case _:
+                    return
+            self._progress_at = self._wall_clock()
+
+    def close(self) -> None:
+        """Do nothing: it is read after the end."""
 
     def describe(self) -> list[Metric]:
         """Return nothing: registering must not ask the devices."""
@@ -55,32 +117,86 @@ class RunMetrics:
     def collect(self) -> Iterator[Metric]:
         """Yield every metric as it is now."""
         snapshot = self._tally.snapshot()
-        yield from _rows(snapshot)
-        yield from _speeds(snapshot)
-        yield from _batches(snapshot)
         readings = self._devices.readings(snapshot)
-        yield from _gpus(readings)
+        samples, tokens = _speeds(snapshot)
+        yield from _rows(snapshot)
+        yield from self._times(snapshot)
+        yield _gauge("samples_per_second", f"Rows through the model per second, {_WHILE}.", samples)
+        yield _gauge("tokens_per_second", f"Tokens per second, padding left out, {_WHILE}.", tokens)
+        yield from self._batches(snapshot)
+        yield from _workers(snapshot)
+        yield from gpu_metrics(readings)
         yield from gpu_state_metrics(readings)
-        yield from self._success(snapshot)
-        try:
-            version = importlib.metadata.version("batchinfer-pipeline")
-        except importlib.metadata.PackageNotFoundError:
-            version = "not installed"
-        info = GaugeMetricFamily("batchinfer_build_info", "1; the versions.", labels=["version", "python"])
-        info.add_metric([version, platform.python_version()], 1)
-        yield info
+        yield _build()
+        if self._compat_names:
+            yield from compat_metrics(
+                snapshot, readings, samples_per_second=samples, tokens_per_second=tokens
+            )
 
-    def _success(self, snapshot: Snapshot) -> Iterator[Metric]:
-        finished = snapshot.finished
-        if finished is None or not finished.complete or finished.exit_code:
-            return  # what an earlier run left stays
-        if self._succeeded_at is None:
-            self._succeeded_at = self._wall_clock()
-        yield GaugeMetricFamily(
-            "batchinfer_last_success_timestamp_seconds",
-            "When a run of this job was last complete, in Unix time.",
-            value=self._succeeded_at,
+    def _times(self, snapshot: Snapshot) -> Iterator[Metric]:
+        finished, eta_s = snapshot.finished, snapshot.eta_s
+        running = snapshot.started and finished is None
+        yield _gauge("running", "1 from the start of the run to its end, 0 afterwards.", running)
+        yield _gauge("start_timestamp_seconds", "When the process began, in Unix time.", self._began_at)
+        yield _gauge(
+            "last_progress_timestamp_seconds",
+            "When a batch or a unit was last finished, or a worker ready, in Unix time.",
+            self._progress_at,
         )
+        yield _gauge(
+            "eta_seconds",
+            "Seconds until the run ends at its present rate; NaN where nobody can tell.",
+            math.nan if eta_s is None or (finished is not None and not finished.complete) else eta_s,
+        )
+        if self._deadline is not None:
+            yield _gauge("deadline_timestamp_seconds", "When the run must end, in Unix time.", self._deadline)
+        if snapshot.cost is not None:
+            yield CounterMetricFamily(
+                "batchinfer_cost",
+                "What the devices have cost so far, in the currency of limits.price_per_device_hour.",
+                value=snapshot.cost,
+            )
+
+    def _batches(self, snapshot: Snapshot) -> Iterator[Metric]:
+        yield CounterMetricFamily("batchinfer_batches", "Forward passes.", value=snapshot.num_batches)
+        yield CounterMetricFamily(
+            "batchinfer_batch_splits",
+            "Batches that were computed in pieces, as they failed or did not fit into memory.",
+            value=snapshot.num_splits,
+        )
+        rows = HistogramMetricFamily("batchinfer_batch_rows", "Rows of a forward pass.")
+        with self._lock:
+            rows.add_metric([], list(self._batch_rows.cumulative()), self._batch_rows.total)
+        yield rows
+        seconds = HistogramMetricFamily(
+            "batchinfer_batch_seconds", "Seconds that a forward pass took on the device."
+        )
+        seconds.add_metric([], list(snapshot.batch_seconds), snapshot.batch_seconds_sum)
+        yield seconds
+        tokens = CounterMetricFamily(
+            "batchinfer_tokens", "Tokens that were computed, by what they were.", labels=["kind"]
+        )
+        tokens.add_metric(["real"], snapshot.real_tokens)
+        tokens.add_metric(["padding"], snapshot.padded_tokens - snapshot.real_tokens)
+        yield tokens
+        stages = CounterMetricFamily(
+            "batchinfer_stage_seconds",
+            "Seconds of the devices: computing, or waiting by what was missing.",
+            labels=["stage"],
+        )
+        for stage in STAGES:
+            stages.add_metric([stage], snapshot.stage_seconds.get(stage, 0.0))
+        yield stages
+        queues = GaugeMetricFamily(
+            "batchinfer_queue_bytes",
+            "Bytes that wait in the workers, by who put them there.",
+            labels=["queue"],
+        )
+        with self._lock:
+            waiting = list(self._queues.values())
+        for queue in QUEUES:
+            queues.add_metric([queue], sum(found.get(queue, 0) for found in waiting))
+        yield queues
 
 
 def _rows(snapshot: Snapshot) -> Iterator[Metric]:
@@ -89,6 +205,8 @@ def _rows(snapshot: Snapshot) -> Iterator[Metric]:
     rows.add_metric(["error"], snapshot.rows_error)
     rows.add_metric(["filtered"], snapshot.rows_filtered)
     yield rows
+    planned = snapshot.rows_total - snapshot.rows_reused
+    yield _gauge("rows_planned", "Rows that were not committed when the run began.", planned)
     units = GaugeMetricFamily(
         "batchinfer_units", "Units of the plan, by what became of them.", labels=["state"]
     )
@@ -98,7 +216,7 @@ def _rows(snapshot: Snapshot) -> Iterator[Metric]:
     units.add_metric(["pending"], max(0, snapshot.units_total - done))
     yield units
     errors = CounterMetricFamily("batchinfer_errors", "Failed rows, by why they failed.", labels=["code"])
-    # Every code, also those at zero: what a push leaves out stays in the gateway as it was.
+    # Every code, also those at zero: a series that begins at its first value has no rate.
     for code in map(str, ErrorCode):
         errors.add_metric([code], snapshot.errors.get(code, 0))
     yield errors
@@ -110,69 +228,55 @@ def _rows(snapshot: Snapshot) -> Iterator[Metric]:
     yield retries
 
 
-def _speeds(snapshot: Snapshot) -> Iterator[Metric]:
+def _speeds(snapshot: Snapshot) -> tuple[float, float]:
+    """Return samples and tokens per second: now, or over the whole of a run that has ended."""
     finished = snapshot.finished
-    samples, tokens = snapshot.samples_per_second, snapshot.tokens_per_second
-    if finished is not None:
-        samples = snapshot.num_samples / finished.seconds if finished.seconds else 0.0
-        tokens = snapshot.real_tokens / finished.seconds if finished.seconds else 0.0
-    yield GaugeMetricFamily(
-        "batchinfer_samples_per_second", f"Rows through the model per second, {_WHILE}.", value=samples
+    if finished is None:
+        return snapshot.samples_per_second, snapshot.tokens_per_second
+    seconds = finished.seconds or math.inf
+    return snapshot.num_samples / seconds, snapshot.real_tokens / seconds
+
+
+def _workers(snapshot: Snapshot) -> Iterator[Metric]:
+    workers = GaugeMetricFamily("batchinfer_workers", "Workers, by what they do.", labels=["state"])
+    for state in _STATES:
+        workers.add_metric([state], sum(worker.state == state for worker in snapshot.workers))
+    yield workers
+    yield CounterMetricFamily(
+        "batchinfer_worker_restarts",
+        "Workers that died and were replaced.",
+        value=snapshot.num_restarts,
     )
-    yield GaugeMetricFamily(
-        "batchinfer_tokens_per_second", f"Tokens per second, padding left out, {_WHILE}.", value=tokens
-    )
-    eta_s = snapshot.eta_s
-    yield GaugeMetricFamily(
-        "batchinfer_eta_seconds",
-        "Seconds until the run ends at its present rate; NaN where nobody can tell.",
-        value=math.nan if eta_s is None or (finished is not None and not finished.complete) else eta_s,
+    busy = snapshot.busy_ratio if snapshot.finished is None else snapshot.mean_busy_ratio
+    yield _gauge(
+        "device_idle_ratio",
+        f"Share of time in which the devices did not compute, {_WHILE}; NaN while none is ready.",
+        math.nan if busy is None else 1 - busy,
     )
 
 
-def _batches(snapshot: Snapshot) -> Iterator[Metric]:
-    yield CounterMetricFamily("batchinfer_batches", "Forward passes.", value=snapshot.num_batches)
-    seconds = HistogramMetricFamily(
-        "batchinfer_batch_seconds", "Seconds that a forward pass took on the device."
-    )
-    seconds.add_metric([], list(snapshot.batch_seconds), snapshot.batch_seconds_sum)
-    yield seconds
-    stages = CounterMetricFamily(
-        "batchinfer_stage_seconds",
-        "Seconds of the devices: computing, or waiting by what was missing.",
-        labels=["stage"],
-    )
-    for stage in STAGES:
-        stages.add_metric([stage], snapshot.stage_seconds.get(stage, 0.0))
-    yield stages
+@functools.cache
+def _version() -> str:
+    try:
+        return importlib.metadata.version("batchinfer-pipeline")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
-def _gpus(readings: tuple[Reading, ...]) -> Iterator[Metric]:
-    """Yield what NVML tells of each GPU that the run uses; what one cannot tell is left out."""
-    if not readings:
-        return
-    gauges: list[tuple[str, str, Callable[[Reading], float | None]]] = [
-        ("utilization_ratio", "Share of time with a kernel running.", lambda r: r.sample.utilization_ratio),
-        ("memory_used_bytes", "Device memory in use, by anyone.", lambda r: r.sample.memory_used_bytes),
-        ("memory_total_bytes", "Device memory.", lambda r: r.gpu.memory_total_bytes),
-        ("temperature_celsius", "Temperature.", lambda r: r.sample.temperature_celsius),
-        ("power_watts", "Power draw.", lambda r: r.sample.power_watts),
-    ]
-    for name, text, value_of in gauges:
-        yield _per_gpu(GaugeMetricFamily(f"batchinfer_gpu_{name}", text, labels=["gpu"]), readings, value_of)
-    energy = CounterMetricFamily(
-        "batchinfer_gpu_energy_joules", "Energy since the driver was loaded.", labels=["gpu"]
-    )
-    yield _per_gpu(energy, readings, lambda reading: reading.sample.energy_joules)
+def _build() -> Metric:
+    info = GaugeMetricFamily("batchinfer_build_info", "1; the versions.", labels=["version", "python"])
+    info.add_metric([_version(), platform.python_version()], 1)
+    return info
 
 
-def _per_gpu(
-    family: GaugeMetricFamily | CounterMetricFamily,
-    readings: tuple[Reading, ...],
-    value_of: Callable[[Reading], float | None],
-) -> Metric:
-    for reading in readings:
-        value = value_of(reading)
-        if value is not None:
-            family.add_metric([str(reading.gpu.index)], value)
-    return family
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"batchinfer_{name}", text, value=float(value))
+
+
+def _deadline(limits: LimitsOptions | None, began_at: float) -> float | None:
+    """Return when the job must end, in Unix time."""
+    if limits is None or limits.deadline is None:
+        return None
+    if isinstance(limits.deadline, str):
+        return dt.datetime.fromisoformat(limits.deadline).timestamp()
+    return began_at + limits.deadline

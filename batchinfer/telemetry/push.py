@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import socket
+import ssl
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
@@ -16,12 +17,13 @@ from prometheus_client import delete_from_gateway, push_to_gateway, pushadd_to_g
 from batchinfer.errors import JobFileError
 from batchinfer.events import Event, RunFinished, RunStarted
 from batchinfer.telemetry import figures
+from batchinfer.telemetry.metrics import registry_of
 from batchinfer.telemetry.ticker import Ticker
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
-
-    from batchinfer.config.sections import PushgatewayOptions
+    from batchinfer.config.observe import PushgatewayOptions
+    from batchinfer.telemetry.last_run import LastRun
+    from batchinfer.telemetry.metrics import RunMetrics
 
 
 class _StayHere(urllib.request.HTTPRedirectHandler):
@@ -31,15 +33,19 @@ class _StayHere(urllib.request.HTTPRedirectHandler):
         """Follow nothing, so that the redirect is an error."""
 
 
+class _NoGatewayError(OSError):
+    """Whatever answers, it is no Pushgateway."""
+
+
 class Pushgateway:
     """Pushes at an interval under the grouping key of job and instance, and deletes that group once
     the run has succeeded: nobody else would, and it would be there for ever.
 
-    What a complete run came to stays in the group of the job alone, so that the time of the last
-    success survives a run that fails, whose own group stays as it was. A gateway that is gone, slow
+    How the run ended goes to the group of the job alone, as a few metrics that stay; so the time of the
+    last success survives a run that fails, whose own group stays as it was. A gateway that is gone, slow
     or wrong costs one call of `warn`. `index` is this process's among those of the job, if it has
     one: without an `instance`, it is what names the group, which the next run takes over.
-    Raises JobFileError for a URL that names no host.
+    Raises JobFileError for a URL that names no host, and for certificates that cannot be read.
     """
 
     def __init__(
@@ -47,21 +53,24 @@ class Pushgateway:
         options: PushgatewayOptions,
         *,
         job: str,
-        registry: CollectorRegistry,
+        metrics: RunMetrics,
+        last_run: LastRun,
         warn: Callable[[str], None],
         index: int | None = None,
     ) -> None:
         url = _parsed(options.url)
-        user, password = (urllib.parse.unquote(part or "") for part in (url.username, url.password))
-        self._login = base64.b64encode(f"{user}:{password}".encode()).decode() if user else ""
+        self._login = _login(options, url)
         self._host = url.netloc.rpartition("@")[2]
         self._url = urllib.parse.urlunsplit((url.scheme, self._host, url.path, "", ""))
+        # Without an own file, the certificates of the system; read only where there are any to check.
+        tls = [urllib.request.HTTPSHandler(context=_context(options.ca))] if options.ca else []
+        self._opener = urllib.request.build_opener(_StayHere, *tls)
         self._every_s = options.every
         self._timeout_s = options.timeout
         self._job = job
-        name = socket.gethostname() if index is None else f"index-{index}"
-        self._key = {"instance": options.instance or name}
-        self._registry = registry
+        self._key = {"instance": options.instance or instance_name(index)}
+        self._live, self._end = registry_of(metrics), registry_of(last_run)
+        self._last_run = last_run
         self._warn = warn
         self._warned = False
         self._finished: RunFinished | None = None
@@ -81,46 +90,37 @@ class Pushgateway:
             self._complain("no answer in time; the last figures may be missing there")
 
     def _push(self, last: bool) -> None:  # noqa: FBT001 - the ticker calls it so
+        to: dict[str, Any] = {
+            "gateway": self._url,
+            "job": self._job,
+            "timeout": self._timeout_s,
+            "handler": self._send,
+        }
+        finished = self._finished if last else None
         try:
-            if last and self._finished is not None and self._finished.exit_code == 0:
-                self._settle(complete=self._finished.complete)
-            else:
-                pushadd_to_gateway(
-                    self._url,
-                    job=self._job,
-                    registry=self._registry,
-                    grouping_key=self._key,
-                    timeout=self._timeout_s,
-                    handler=self._send,
-                )
+            if finished is None or finished.exit_code:
+                push_to_gateway(**to, registry=self._live, grouping_key=self._key)
+            if finished is not None and self._last_run.is_told:
+                # Added, so that the time of the last success stays where this run is none.
+                pushadd_to_gateway(**to, registry=self._end)
+            if finished is not None and not finished.exit_code:
+                delete_from_gateway(**to, grouping_key=self._key)
         except Exception as error:  # noqa: BLE001 - whatever a gateway does, the run goes on
             again = "" if last else f"; tried again every {self._every_s:g} s"
             self._complain(f"{_why(error)}{again}")
 
-    def _settle(self, *, complete: bool) -> None:
-        """Leave the figures of a complete run under the job's name, then delete the group of this one."""
-        if complete:
-            push_to_gateway(
-                self._url,
-                job=self._job,
-                registry=self._registry,
-                timeout=self._timeout_s,
-                handler=self._send,
-            )
-        delete_from_gateway(
-            self._url, job=self._job, grouping_key=self._key, timeout=self._timeout_s, handler=self._send
-        )
-
     def _send(
         self, url: str, method: str, timeout: float | None, headers: list[tuple[str, str]], data: bytes
     ) -> Callable[[], None]:
-        """Make one request, with the user and password that the URL had, to that URL and no other."""
+        """Make one request, with the login that the job has for it, to that URL and no other."""
         request = urllib.request.Request(url, data, dict(headers), method=method)  # noqa: S310 - http or https
         if self._login:
-            request.add_header("Authorization", f"Basic {self._login}")
+            request.add_header("Authorization", self._login)
 
         def send() -> None:
-            urllib.request.build_opener(_StayHere).open(request, timeout=timeout).close()
+            with self._opener.open(request, timeout=timeout) as answer:
+                if answer.read(1):
+                    raise _NoGatewayError("it answers with a page, as no Pushgateway does")
 
         return send
 
@@ -128,6 +128,33 @@ class Pushgateway:
         if not self._warned:
             self._warned = True
             self._warn(f"cannot push metrics to {self._host}: {why}; the run goes on")
+
+
+def instance_name(index: int | None) -> str:
+    """Return what a process is called among those of its job: by its index, or its host."""
+    return socket.gethostname() if index is None else f"index-{index}"
+
+
+def _login(options: PushgatewayOptions, url: urllib.parse.SplitResult) -> str:
+    """Return the Authorization header; nothing where nobody logs in."""
+    if options.token is not None:
+        return f"Bearer {options.token}"
+    user, password = (urllib.parse.unquote(part or "") for part in (url.username, url.password))
+    if options.user is not None:
+        user, password = options.user, options.password or ""
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}" if user else ""
+
+
+def _context(ca: str) -> ssl.SSLContext:
+    """Return a context that trusts the certificates in a file, and no others."""
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except OSError as error:
+        why = error.strerror if error.errno and not isinstance(error, ssl.SSLError) else "no PEM certificates"
+        raise JobFileError(
+            f"observe.pushgateway.ca cannot be read ({ca}: {why})",
+            hint="name a PEM file with the certificates that sign the gateway's",
+        ) from None
 
 
 def _parsed(url: str) -> urllib.parse.SplitResult:
@@ -149,6 +176,8 @@ def _why(error: Exception) -> str:
     match error:
         case HTTPError():
             return f"it answers HTTP {error.code}"
+        case _NoGatewayError():
+            return str(error)
         case HTTPException():
             return f"its answer is not HTTP ({type(error).__name__})"
         case URLError(reason=OSError() as cause):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from batchinfer.events import (
     Event,
+    Listening,
     RunFailed,
     RunFinished,
     RunStarted,
@@ -43,6 +44,7 @@ EVENT_NAMES = (
     "progress",
     "warning",
     "error",
+    "listening",
     "run_finished",
     "lines_dropped",
 )
@@ -123,6 +125,8 @@ def of_event(event: Event, snapshot: Snapshot | None = None) -> Record:  # noqa:
         case RunFailed():
             fields = {"kind": event.kind, "message": event.message, "where": event.where}
             return Record("error", {**fields, "hint": event.hint}, "error")
+        case Listening():
+            return Record("listening", {"url": event.url})
         case RunFinished():
             assert snapshot is not None
             return _run_finished(event, snapshot)

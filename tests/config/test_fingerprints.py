@@ -115,6 +115,13 @@ NEUTRAL: dict[str, Any] = {
     "observe.pushgateway.every": {"url": "http://h:1", "every": 3},
     "observe.pushgateway.instance": {"url": "http://h:1", "instance": "x"},
     "observe.pushgateway.timeout": {"url": "http://h:1", "timeout": 3},
+    "observe.pushgateway.user": {"url": "http://127.0.0.1:1", "user": "x", "password": "${env:HOME}"},
+    "observe.pushgateway.password": {"url": "http://127.0.0.1:1", "user": "x", "password": "${env:PWD}"},
+    "observe.pushgateway.token": {"url": "http://127.0.0.1:1", "token": "${env:HOME}"},
+    "observe.pushgateway.ca": {"url": "https://h:1", "ca": "x.pem"},
+    "observe.listen": "127.0.0.1:9400",
+    "observe.textfile": "x.prom",
+    "observe.compat_names": True,
     "preprocess.0.tokenize.processes": 3,
 }
 
@@ -136,7 +143,9 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     """Return the base job with one value put in."""
     document = copy.deepcopy(BASE)
     node: Any = document
-    *parents, last = re.sub(r"pushgateway\.(every|instance|timeout)$", "pushgateway", path).split(".")
+    *parents, last = re.sub(
+        r"pushgateway\.(every|instance|timeout|user|password|token|ca)$", "pushgateway", path
+    ).split(".")
     if path.endswith("pushgateway.url"):
         parents, last, value = ["observe"], "pushgateway", {"url": value}
     for part in parents:

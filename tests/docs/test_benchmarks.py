@@ -60,6 +60,15 @@ def test_the_forecast() -> None:
     assert "inside the range: 1 of 1 runs" in done.stdout
 
 
+def test_telemetry() -> None:
+    """The cost of being watched is printed, in time and in the parent's processor time."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "telemetry.py"), "--tiny", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^time +median [+-][\d.]+%", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^cpu +median [+-][\d.]+%", done.stdout, re.MULTILINE), done.stdout
+
+
 def test_padding() -> None:
     """Of what is computed, padding is little: 7 % with 32 shapes, 1 % where rows are packed."""
     command = [sys.executable, str(ROOT / "benchmarks" / "padding.py"), "--tiny"]

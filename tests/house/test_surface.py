@@ -58,6 +58,19 @@ VERBS = {
     "retry": {"output", "--where", "--mended", "--param", "-p", "--set", "-s", "--log-format"},
     "verify": {"output", "--footer", "--deep"},
     "gc": {"output", "--delete", "--json"},
+    "export grafana": {"job", "--param", "-p", "--set", "-s"},
+    "export alerts": {
+        "job",
+        "--param",
+        "-p",
+        "--set",
+        "-s",
+        "--stalled-after",
+        "--no-success-after",
+        "--failing",
+        "--waiting",
+        "--hold",
+    },
     "schema": set(),
     "doctor": {"--json"},
 }
@@ -73,8 +86,8 @@ KEYS = {
     "RetryOptions": "transient timeout",
     "CanaryOptions": "path rtol atol",
     "LimitsOptions": "deadline max_rows max_device_hours price_per_device_hour max_cost grace",
-    "ObserveOptions": "interval log_file pushgateway",
-    "PushgatewayOptions": "url every instance timeout",
+    "ObserveOptions": "interval log_file pushgateway listen textfile compat_names",
+    "PushgatewayOptions": "url every instance timeout user password token ca",
 }
 EVENTS = {
     "RunStarted",
@@ -88,12 +101,13 @@ EVENTS = {
     "WorkerExited",
     "WorkerSaid",
     "Warned",
+    "Listening",
     "RunFailed",
     "RunFinished",
 }
 LOG_EVENTS = (
-    "run_started settings worker_ready worker_said worker_exited unit_committed progress warning error run_finished "
-    "lines_dropped"
+    "run_started settings worker_ready worker_said worker_exited unit_committed progress warning error listening "
+    "run_finished lines_dropped"
 )
 COMPONENTS = {
     "sources": "arrow csv files jsonl parquet",
@@ -119,7 +133,10 @@ def test_the_python_interface() -> None:
 def test_the_command_line() -> None:
     """Every verb with its arguments and options."""
     found = {}
-    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+    commands = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    verbs = commands.pop("export").commands
+    commands |= {f"export {name}": command for name, command in verbs.items()}
+    for name, command in commands.items():
         spelled = {
             text
             for parameter in command.params

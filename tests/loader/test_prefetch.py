@@ -1,13 +1,14 @@
 """Running ahead in a thread: order, errors, bounds, and no thread left behind."""
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchinfer.loader.prefetch import Bound, ordered_map, prefetch
+from batchinfer.loader.prefetch import Bound, Levels, ordered_map, prefetch
 
 WIDE = Bound(items=4, num_bytes=1 << 30)
 
@@ -122,3 +123,17 @@ def test_mapping_raises_in_its_place() -> None:
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ValueError, match="item 2"):
         next(results)
+
+
+def test_levels_tell_what_waits() -> None:
+    """How many bytes wait in a queue can be asked, from its first item to its end."""
+    levels = Levels()
+    ahead = prefetch(iter([5, 6, 7]), bound=WIDE, size_of=lambda item: item, name="watched", levels=levels)
+    assert levels.num_bytes() == {}
+    assert next(ahead) == 5
+    deadline = time.monotonic() + 10
+    while levels.num_bytes() != {"watched": 13}:
+        assert time.monotonic() < deadline, levels.num_bytes()
+        time.sleep(0.005)
+    assert list(ahead) == [6, 7]
+    assert levels.num_bytes() == {"watched": 0}

@@ -13,18 +13,19 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from batchinfer.config import load_job
-from batchinfer.config.sections import PushgatewayOptions
+from batchinfer.config.observe import PushgatewayOptions
 from batchinfer.data import ErrorCode, Receipt, RowError
 from batchinfer.errors import JobFileError
 from batchinfer.events import RunFinished, RunStarted, UnitCommitted, Warned, WorkerReady
 from batchinfer.telemetry.devices import Devices
-from batchinfer.telemetry.metrics import run_registry
+from batchinfer.telemetry.last_run import LastRun
+from batchinfer.telemetry.metrics import RunMetrics, registry_of
 from batchinfer.telemetry.push import Pushgateway
 from batchinfer.telemetry.tally import Tally
 from tests.conftest import doubling_job, environment, write_shards
 from tests.security.servers import Heard, serving
 
-LABELS = {"outcome", "state", "code", "stage", "le", "gpu", "version", "python"}
+LABELS = {"outcome", "state", "code", "stage", "le", "gpu", "version", "python", "kind", "queue"}
 """Every label that a metric may have. Their values are from fixed lists, not from data."""
 
 
@@ -66,7 +67,7 @@ def a_run(tally: Tally, *, files: int) -> None:
 
 def series(tally: Tally) -> set[str]:
     """Return every time series that would be pushed."""
-    text = generate_latest(run_registry(tally, Devices(gpus=tuple))).decode()
+    text = generate_latest(registry_of(RunMetrics(tally, Devices(gpus=tuple)), LastRun(tally))).decode()
     families = text_string_to_metric_families(text)
     return {
         f"{sample.name}{sorted(sample.labels.items())}" for family in families for sample in family.samples
@@ -80,12 +81,12 @@ def test_metrics_do_not_grow_with_the_data() -> None:
     a_run(few, files=10)
     a_run(many, files=10_000)
     assert series(many) == series(few)
-    assert len(series(many)) < 60
+    assert len(series(many)) < 100
     assert not [line for line in series(many) if "file-" in line or "Erika" in line or "step-" in line]
     labels = {
         label
         for family in text_string_to_metric_families(
-            generate_latest(run_registry(many, Devices(gpus=tuple))).decode()
+            generate_latest(registry_of(RunMetrics(many, Devices(gpus=tuple)))).decode()
         )
         for sample in family.samples
         for label in sample.labels
@@ -148,8 +149,10 @@ def pushed(server_port: int, *, index: int | None, exit_code: int) -> None:
     """Tell of a run that ends with this code, and push it."""
     tally = Tally()
     options = PushgatewayOptions(url=f"http://127.0.0.1:{server_port}", every=600.0)
-    registry = run_registry(tally, Devices(gpus=tuple))
-    observer = Pushgateway(options, job="jobs/of ours", registry=registry, warn=pytest.fail, index=index)
+    metrics, last_run = RunMetrics(tally, Devices(gpus=tuple)), LastRun(tally)
+    observer = Pushgateway(
+        options, job="jobs/of ours", metrics=metrics, last_run=last_run, warn=pytest.fail, index=index
+    )
     started: dict[str, Any] = {
         "units_total": 1,
         "units_done": 0,
@@ -161,8 +164,8 @@ def pushed(server_port: int, *, index: int | None, exit_code: int) -> None:
         RunStarted(job="a", run="r", model="m", output="o", **started),
         RunFinished(exit_code=exit_code, seconds=1.0, complete=exit_code == 0),
     ):
-        tally.on_event(event)
-        observer.on_event(event)
+        for each in (tally, metrics, last_run, observer):
+            each.on_event(event)
     observer.close()
 
 

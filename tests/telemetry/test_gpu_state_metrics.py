@@ -6,7 +6,7 @@ from typing import Any
 
 from batchinfer.hardware import Gpu, GpuSample
 from batchinfer.telemetry.devices import Devices
-from batchinfer.telemetry.metrics import run_registry
+from batchinfer.telemetry.metrics import RunMetrics
 
 CARDS = tuple(Gpu(index=index, uuid=f"GPU-{index}", name="x", memory_total_bytes=None) for index in range(2))
 TOLD = GpuSample(
@@ -30,7 +30,7 @@ def test_how_a_gpu_is_doing(run: Any) -> None:
     run.ready(1, "cuda:1")
     found = {
         (sample.name.removeprefix("batchinfer_gpu_"), *sample.labels.values()): sample.value
-        for metric in run_registry(run.tally, devices).collect()
+        for metric in RunMetrics(run.tally, devices).collect()
         for sample in metric.samples
         if sample.name.startswith("batchinfer_gpu_")
     }

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from batchinfer.config.sections import ObserveOptions, PushgatewayOptions
+from batchinfer.config.observe import PushgatewayOptions
+from batchinfer.config.sections import ObserveOptions
 from batchinfer.telemetry import make_observers
 from batchinfer.telemetry.ticker import Ticker
 
@@ -38,7 +39,14 @@ def test_json_is_never_drawn_over() -> None:
 def test_the_display_has_the_last_word() -> None:
     """Metrics are pushed for the last time before the display closes, and may still warn."""
     observe = ObserveOptions(pushgateway=PushgatewayOptions(url="http://127.0.0.1:1"))
-    assert names(observe=observe) == ["Devices", "Tally", "Pushgateway", "LineProgress"]
+    assert names(observe=observe) == [
+        "Devices",
+        "Tally",
+        "RunMetrics",
+        "LastRun",
+        "Pushgateway",
+        "LineProgress",
+    ]
 
 
 def test_a_run_from_end_to_end(run: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -12,20 +11,34 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from batchinfer.config.sections import ObserveOptions, PushgatewayOptions
+from batchinfer.config.observe import PushgatewayOptions
+from batchinfer.config.sections import ObserveOptions
 from batchinfer.errors import JobFileError
 from batchinfer.events import RunFinished
 from batchinfer.telemetry import make_observers
 from batchinfer.telemetry.devices import Devices
-from batchinfer.telemetry.metrics import run_registry
+from batchinfer.telemetry.last_run import LastRun
+from batchinfer.telemetry.metrics import RunMetrics
 from batchinfer.telemetry.push import Pushgateway
+from tests.telemetry.bad_gateways import (
+    broken,
+    dripping,
+    endless,
+    failing,
+    hear,
+    lying,
+    mute,
+    redirecting,
+    rubbish,
+    server,
+)
 
 READY_S = 20.0
 
@@ -106,15 +119,21 @@ class Pushed:
         self.warnings: list[str] = []
         index = more.pop("index", None)
         settings = {"instance": "pod-0", "every": 600.0, "timeout": 0.5, **more}
-        registry = run_registry(run.tally, Devices(gpus=tuple), wall_clock=lambda: 1.79e9)
-        options = PushgatewayOptions(url=url, **settings)
-        warn = self.warnings.append
-        self.observer = Pushgateway(options, job=job, registry=registry, warn=warn, index=index)
-        run.hear.append(self.observer.on_event)
+        metrics = RunMetrics(run.tally, Devices(gpus=tuple), wall_clock=lambda: 1.79e9)
+        last_run = LastRun(run.tally, wall_clock=lambda: 1.79e9)
+        self.observer = Pushgateway(
+            PushgatewayOptions(url=url, **settings),
+            job=job,
+            metrics=metrics,
+            last_run=last_run,
+            warn=self.warnings.append,
+            index=index,
+        )
+        run.hear += [metrics.on_event, last_run.on_event, self.observer.on_event]
 
 
 def test_a_run_is_in_the_gateway(real: str, run: Any) -> None:
-    """After the end, the job's own group holds the final figures, and that of the run is gone."""
+    """After the end, the job's own group holds what the run came to and no more, and that of the run is gone."""
     pushed = Pushed(run, real, timeout=5.0)
     run.start(rows=100, units=1)
     run.ready()
@@ -124,13 +143,16 @@ def test_a_run_is_in_the_gateway(real: str, run: Any) -> None:
     pushed.observer.close()
     held = series(real, "embed", "")
     assert series(real, "embed", "pod-0") == {}
-    assert held["batchinfer_rows_total{outcome=ok}"] == 98
-    assert held["batchinfer_rows_total{outcome=filtered}"] == 2
-    assert held["batchinfer_samples_per_second"] == pytest.approx(49)
-    assert held["batchinfer_units{state=committed}"] == 1
-    assert held["batchinfer_batch_seconds_count"] == 1
-    assert held["batchinfer_eta_seconds"] == 0
-    assert held["batchinfer_last_success_timestamp_seconds"] == 1.79e9
+    del held["push_time_seconds"], held["push_failure_time_seconds"]
+    assert held == {
+        "batchinfer_last_run_rows{outcome=ok}": 98,
+        "batchinfer_last_run_rows{outcome=error}": 0,
+        "batchinfer_last_run_rows{outcome=filtered}": 2,
+        "batchinfer_last_run_duration_seconds": 2,
+        "batchinfer_last_run_exit_code": 0,
+        "batchinfer_last_run_timestamp_seconds": 1.79e9,
+        "batchinfer_last_success_timestamp_seconds": 1.79e9,
+    }
     assert pushed.warnings == []
 
 
@@ -148,7 +170,8 @@ def test_figures_are_pushed_while_it_runs(real: str, run: Any) -> None:
 
 
 def test_the_time_of_the_last_success_outlives_a_failure(real: str, new_run: Callable[[], Any]) -> None:
-    """A run that fails leaves its figures for whoever looks into it, beside those of the last success."""
+    """A run that fails leaves its figures for whoever looks into it, and says so in the group of the job, where
+    the time of the last success stays."""
     for exit_code in (0, 3):
         run = new_run()
         pushed = Pushed(run, real, job="twice", timeout=5.0)
@@ -160,7 +183,9 @@ def test_the_time_of_the_last_success_outlives_a_failure(real: str, new_run: Cal
     failed, succeeded = series(real, "twice", "pod-0"), series(real, "twice", "")
     assert failed["batchinfer_rows_total{outcome=ok}"] == 40
     assert "batchinfer_last_success_timestamp_seconds" not in failed
-    assert succeeded["batchinfer_rows_total{outcome=ok}"] == 100
+    assert failed["batchinfer_running"] == 0
+    assert succeeded["batchinfer_last_run_rows{outcome=ok}"] == 40
+    assert succeeded["batchinfer_last_run_exit_code"] == 3
     assert succeeded["batchinfer_last_success_timestamp_seconds"] == 1.79e9
 
 
@@ -207,87 +232,6 @@ def test_the_instance_is_the_index_where_there_is_one(real: str, run: Any) -> No
     assert series(real, "sharing", "index-3")
 
 
-@contextmanager
-def server(answer: Callable[[socket.socket, threading.Event], None]) -> Iterator[str]:
-    """Listen, and treat every connection as told; `stop` is set at the end."""
-    stop = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        threads: list[threading.Thread] = []
-
-        def accept() -> None:
-            while True:
-                try:
-                    connection, _ = listening.accept()
-                except OSError:
-                    return
-                thread = threading.Thread(target=serve, args=(connection,), daemon=True)
-                thread.start()
-                threads.append(thread)
-
-        def serve(connection: socket.socket) -> None:
-            with connection, suppress(OSError):
-                answer(connection, stop)
-
-        acceptor = threading.Thread(target=accept, daemon=True)
-        acceptor.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        stop.set()
-        listening.shutdown(socket.SHUT_RDWR)
-    for thread in (acceptor, *threads):
-        thread.join(5)
-
-
-def hear(connection: socket.socket) -> bytes:
-    """Read a whole request: hanging up on unread bytes would reset the connection."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        data += connection.recv(65536)
-    head, _, body = data.partition(b"\r\n\r\n")
-    length = int((re.findall(rb"(?i)content-length: (\d+)", head) or [b"0"])[0])
-    while len(body) < length:
-        body += connection.recv(65536)
-    return head
-
-
-def mute(connection: socket.socket, stop: threading.Event) -> None:
-    """Take the connection and never say a word."""
-    stop.wait(30)
-
-
-def endless(connection: socket.socket, stop: threading.Event) -> None:
-    """Begin an answer and never end it, one byte after the other."""
-    hear(connection)
-    connection.sendall(b"HTTP/1.1 200 OK\r\nX-Endless: ")
-    while not stop.wait(0.05):
-        connection.sendall(b"x")
-
-
-def rubbish(connection: socket.socket, stop: threading.Event) -> None:
-    """Answer in no language."""
-    hear(connection)
-    connection.sendall(b"\x00\xff" * 100 + b"\r\n\r\n")
-
-
-def broken(connection: socket.socket, stop: threading.Event) -> None:
-    """Hang up in the middle of the answer."""
-    hear(connection)
-    connection.sendall(b"HTTP/1.1 2")
-
-
-def failing(connection: socket.socket, stop: threading.Event) -> None:
-    """Answer that something is wrong here."""
-    hear(connection)
-    connection.sendall(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
-
-
-def redirecting(connection: socket.socket, stop: threading.Event) -> None:
-    """Send the caller to a page that is glad of every visitor."""
-    if hear(connection).startswith(b"GET"):
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-    else:
-        connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\n\r\n")
-
-
 def whole_run(run: Any, pushed: Pushed) -> float:
     """Run to the end, and return how long the run was held up."""
     began = time.monotonic()
@@ -310,6 +254,8 @@ def whole_run(run: Any, pushed: Pushed) -> float:
         (broken, "its answer is not HTTP"),
         (failing, "it answers HTTP 500;"),
         (redirecting, "it answers HTTP 302;"),
+        (lying, "it answers with a page, as no Pushgateway does;"),
+        (dripping, "timed out|no answer in time"),
     ],
 )
 def test_a_bad_gateway_costs_one_warning(
@@ -353,7 +299,7 @@ def test_a_gateway_that_comes_back_gets_the_figures(
         run.commit(100)
         run.finish()
         pushed.observer.close()
-        assert series(url, "embed", "")["batchinfer_rows_total{outcome=ok}"] == 100
+        assert series(url, "embed", "")["batchinfer_last_run_rows{outcome=ok}"] == 100
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(10)
@@ -372,7 +318,7 @@ def test_a_password_in_the_url_is_used_and_not_told(run: Any) -> None:
         whole_run(run, pushed)
     header = base64.b64encode(b"us@er:s3cret/")
     assert b"Authorization: Basic " + header in heard[0]
-    assert heard[0].startswith(b"POST /metrics/job/embed/instance/pod-0 ")
+    assert heard[0].startswith(b"PUT /metrics/job/embed/instance/pod-0 ")
     (warning,) = pushed.warnings
     assert "it answers HTTP 401;" in warning
     assert "s3cret" not in warning

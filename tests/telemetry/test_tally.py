@@ -241,6 +241,7 @@ def test_only_the_events_of_the_house_are_known() -> None:
         "Retried",
         "WorkerSaid",
         "RunFailed",
+        "Listening",
         *(cls.__name__ for cls in (RunStarted, RunFinished, UnitCommitted)),
     }
     known |= {cls.__name__ for cls in (WorkerReady, WorkerExited, Warned)}
