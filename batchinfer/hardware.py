@@ -118,6 +118,12 @@ def problem() -> str | None:
     return f"the NVIDIA driver is installed but does not answer ({trouble.removeprefix('NVMLError_')})"
 
 
+def driver_version() -> str | None:
+    """Return the version of the NVIDIA driver; None where there is none."""
+    nvml, _ = _library()
+    return _text(nvml and _ask(nvml, "nvmlSystemGetDriverVersion")) or None
+
+
 def _library() -> tuple[Any, str | None]:
     """Return pynvml, ready for calls; or None and the name of what went wrong."""
     try:

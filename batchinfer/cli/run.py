@@ -66,6 +66,7 @@ def command(
             log_format=log_format.value,
             stream=sys.stderr,
             index=share.index,
+            record=loaded,
         )
         machine = this_machine()
         report = run(loaded, machine, observers, share=share, force=force, measure=measure, standby=standby)

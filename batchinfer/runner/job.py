@@ -14,12 +14,14 @@ import pyarrow as pa
 from batchinfer.clock import SystemClock
 from batchinfer.config import Job, Machine, resolve
 from batchinfer.data import Receipt
+from batchinfer.engine.publish import sha256
 from batchinfer.errors import BatchinferError, ExitCode, UnavailableError
 from batchinfer.events import Event, RunFinished, RunStarted, Warned
 from batchinfer.runner.budget import Budget
 from batchinfer.runner.claims import Claims
 from batchinfer.runner.deal import Deal, LeaseDeal, StaticDeal, Supersession
-from batchinfer.runner.finish import finish
+from batchinfer.runner.facts import plan_followed, told
+from batchinfer.runner.finish import finish, manifest_bytes
 from batchinfer.runner.keeper import DealtWork, Keeper
 from batchinfer.runner.ledger import read_ledger
 from batchinfer.runner.limits import LimitedWork
@@ -68,7 +70,9 @@ def run(
         # A run that never began has no end to tell of: the error says it all.
         if session.announced:
             code = error.exit_code if isinstance(error, BatchinferError) else ExitCode.CRASH
-            session.emit(RunFinished(exit_code=code, seconds=session.seconds, complete=False))
+            session.emit(
+                RunFinished(exit_code=code, seconds=session.seconds, complete=False, error=told(error))
+            )
         raise
     else:
         whole = not report.units_left
@@ -80,6 +84,7 @@ def run(
                 rows_ok=report.rows_ok if whole else None,
                 rows_error=report.rows_error if whole else None,
                 rows_filtered=report.rows_filtered if whole else None,
+                manifest_sha256=report.manifest_sha256,
             )
         )
         return report
@@ -158,6 +163,8 @@ class _Session:
         devices = devices[: max(len(pending), 1)]
         self._announce(prepared, pending, num_workers=len(devices) if pending else 0)
         if pending:
+            if prepared.stored:
+                self.emit(plan_followed(prepared))
             probe(prepared.store, root, commit=self._job.output.commit)
             if self._job.output.commit in _PROMISES:
                 self._warn("commit", _PROMISES[self._job.output.commit])
@@ -228,6 +235,7 @@ class _Session:
                 winner = store_plan(prepared.store, self._job.output.path, plan)
                 if winner.plan8 != plan.plan8:
                     raise _OtherPlanError
+                self.emit(plan_followed(prepared))
             suspects = presence.blame(prepared.beats, prepared.ledger.committed)
             if suspects:
                 self._warn("suspects", f"units {_few(suspects)} were being done when an earlier run died")
@@ -387,6 +395,7 @@ class _Session:
             units_total=len(plan.units),
             units_reused=len(plan.units) - len(pending),
             seconds=self.seconds,
+            manifest_sha256=sha256(manifest_bytes(manifest)),
             errors=self._budget.samples,
             settings=self._settings,
         )

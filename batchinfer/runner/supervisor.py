@@ -223,6 +223,7 @@ class Supervisor:
                         load_s=message.load_s,
                         pid=member.worker.pid,
                         lanes=message.lanes,
+                        settings=message.settings,
                     )
                 )
             case Batches():

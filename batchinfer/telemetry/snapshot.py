@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from batchinfer.data import RowError
@@ -25,6 +25,11 @@ class WorkerState:
 
     load_s: float = 0.0
     deaths: int = 0
+    lanes: int = 1
+    num_samples: int = 0
+    units_committed: int = 0
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +84,13 @@ class Snapshot:
 
     error_samples: tuple[RowError, ...] = ()
     num_warnings: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What was chosen for this run, by the name of its key; numbers and texts."""
+
+    cores: int = 0
+    report: str = ""
+    """Where the report of the run is, once it is written."""
+
     finished: RunFinished | None = None
 
     @property

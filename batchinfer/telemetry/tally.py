@@ -7,12 +7,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from batchinfer.events import (
     BatchFinished,
     EfficiencyMeasured,
     Event,
+    PlanFollowed,
     RunFinished,
     RunStarted,
     StagesTimed,
@@ -48,7 +49,10 @@ class _Worker:
     deaths: int = 0
     lanes: int = 1
     stages: Mapping[str, float] = field(default_factory=dict)
+    past_stages: Counter[str] = field(default_factory=Counter)
     peak_bytes: int = 0
+    num_samples: int = 0
+    units: int = 0
     rate: float = 0.0
     alone_rate: float = 0.0
 
@@ -73,7 +77,18 @@ class _Worker:
             mean_busy_ratio=min(1.0, self.compute_s / lived_s / self.lanes) if lived_s else 0.0,
             load_s=self.load_s,
             deaths=self.deaths,
+            lanes=self.lanes,
+            num_samples=self.num_samples,
+            units_committed=self.units,
+            stage_seconds=self.all_stages(),
+            peak_bytes=self.peak_bytes,
         )
+
+    def all_stages(self) -> dict[str, float]:
+        """Return the seconds of each stage, those before its deaths included."""
+        total = self.past_stages.copy()
+        total.update(self.stages)
+        return dict(total)
 
 
 class Tally:
@@ -87,6 +102,7 @@ class Tally:
         self._finished: RunFinished | None = None
         self._ended_at: float | None = None
         self._warnings = 0
+        self._report = ""
         self._begin()
 
     def _begin(self) -> None:
@@ -98,7 +114,8 @@ class Tally:
         self._units = self._batches = self._num_samples = 0
         self._real_tokens = self._padded_tokens = 0
         self._last_commit: float | None = None
-        self._past_stages: Counter[str] = Counter()
+        self._settings: dict[str, Any] = {}
+        self._cores = 0
         self._errors: Counter[str] = Counter()
         self._error_samples: dict[tuple[ErrorCode, str], RowError] = {}
 
@@ -110,12 +127,20 @@ class Tally:
     def close(self) -> None:
         """Do nothing: a tally can be read after the end."""
 
+    def reported(self, place: str) -> None:
+        """Note where the report of the run is."""
+        with self._lock:
+            self._report = place
+
     def _count(self, event: Event, now: float) -> None:
         match event:
             case RunStarted():
                 self._begin()
                 self._start = event
                 self._workers = {index: _Worker(index) for index in range(event.num_workers)}
+            case PlanFollowed():
+                self._settings.update({name: value for name, (value, _) in event.settings.items()})
+                self._cores = event.cores
             case WorkerReady():
                 self._ready(event, now)
             case BatchFinished():
@@ -140,6 +165,7 @@ class Tally:
         worker = self._worker(event.worker)
         worker.device, worker.state, worker.load_s = event.device, "running", event.load_s
         worker.ready_at, worker.lanes = now, event.lanes
+        self._settings.update(event.settings)
         worker.samples, worker.computing = Meter(), Meter()
         for meter in (worker.samples, worker.computing, self._rows, self._samples, self._tokens):
             meter.start(now)
@@ -147,6 +173,7 @@ class Tally:
     def _batch(self, event: BatchFinished, now: float) -> None:
         worker = self._worker(event.worker)
         worker.in_flight += event.rows
+        worker.num_samples += event.rows
         worker.compute_s += event.compute_s
         worker.samples.add(now, event.rows)
         worker.computing.add(now, event.compute_s)
@@ -170,6 +197,7 @@ class Tally:
         self._error += receipt.rows_error
         self._filtered += receipt.rows_filtered
         self._units += 1
+        worker.units += 1
         self._last_commit = now
         self._errors.update(receipt.error_codes)
         for error in receipt.errors:
@@ -192,7 +220,7 @@ class Tally:
         # What it had computed and not committed is done again.
         self._rows.add(now, -worker.in_flight)
         worker.in_flight = 0
-        self._past_stages.update(worker.stages)
+        worker.past_stages.update(worker.stages)
         worker.stages = {}
         worker.state = "restarting" if event.restarts else "gone"
         worker.deaths += event.restarts
@@ -249,13 +277,16 @@ class Tally:
             errors=dict(self._errors.most_common()),
             error_samples=tuple(self._error_samples.values()),
             num_warnings=self._warnings,
+            settings=dict(self._settings),
+            cores=self._cores,
+            report=self._report,
             finished=finished,
         )
 
     def _stages(self) -> dict[str, float]:
-        total = self._past_stages.copy()
+        total: Counter[str] = Counter()
         for worker in self._workers.values():
-            total.update(worker.stages)
+            total.update(worker.all_stages())
         return dict(total)
 
 

@@ -72,6 +72,7 @@ KEYS = {
 }
 EVENTS = {
     "RunStarted",
+    "PlanFollowed",
     "WorkerReady",
     "BatchFinished",
     "StagesTimed",
