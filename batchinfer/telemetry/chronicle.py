@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _EVERY_S = 1.0
 _PATIENCE_S, _LITTLE_S = 20.0, 4.0
+_EARLIER = 8
 
 
 class Chronicle:
@@ -67,14 +68,15 @@ class Chronicle:
 
     def _write(self, failures: list[BaseException]) -> None:
         from batchinfer.storage import open_store
-        from batchinfer.telemetry.receipt import as_json, folder, receipt_of
+        from batchinfer.telemetry.receipt import as_json, folder, latest, receipt_of
         from batchinfer.telemetry.report import report
 
         try:
             snapshot, root = self._tally.snapshot(), self._job.output.path
             receipt = receipt_of(self._job, self.recording, snapshot)
-            page = report(receipt, self.recording, snapshot).encode()
             store = open_store(root, self._job.output.storage_options)
+            earlier = latest(store, root, _EARLIER)
+            page = report(receipt, self.recording, snapshot, earlier).encode()
             place = f"{root.rstrip('/')}/_batchinfer/report.html"
             store.put(f"{folder(root)}/{snapshot.run}.json", as_json(receipt))
             store.put(f"{folder(root)}/{snapshot.run}.html", page)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from batchinfer.errors import BatchinferError
 from batchinfer.redact import redact
 from batchinfer.telemetry import environment
 from batchinfer.telemetry.advice import advise, bottleneck
@@ -18,6 +19,7 @@ from batchinfer.telemetry.advice import advise, bottleneck
 if TYPE_CHECKING:
     from batchinfer.config import Job
     from batchinfer.events import PlanFollowed, RunFinished
+    from batchinfer.storage import Store
     from batchinfer.telemetry.recording import Recording
     from batchinfer.telemetry.snapshot import Snapshot
 
@@ -38,7 +40,10 @@ def receipt_of(job: Job, recording: Recording, snapshot: Snapshot) -> dict[str, 
     plan, finished = recording.plan, snapshot.finished
     assert plan is not None
     assert finished is not None
-    settings = {name: {"value": value, "why": why} for name, (value, why) in recording.settings.items()}
+    settings = {
+        name: {"value": value, "why": "as asked" if _written(job, name) else why}
+        for name, (value, why) in recording.settings.items()
+    }
     found = {
         "format": FORMAT,
         "run": snapshot.run,
@@ -93,6 +98,21 @@ def as_json(receipt: Mapping[str, Any]) -> bytes:
     return json.dumps(receipt, indent=1, allow_nan=False, default=str).encode()
 
 
+def latest(store: Store, root: str, count: int) -> list[dict[str, Any]]:
+    """Read the newest receipts beside an output, the oldest of them first. One that cannot be read, or is of
+    another release's format, is left out."""
+    entries = [entry for entry in store.entries(folder(root)) if entry.uri.endswith(".json")]
+    found = []
+    for entry in sorted(entries, key=lambda entry: entry.modified)[-count:]:
+        try:
+            receipt = json.loads(store.read(entry.uri))
+        except (ValueError, RecursionError, BatchinferError):
+            continue
+        if isinstance(receipt, dict) and receipt.get("format") == FORMAT:
+            found.append(receipt)
+    return found
+
+
 def redacted(value: Any) -> Any:
     """Take the secrets out of every text in a value."""
     if isinstance(value, str):
@@ -100,6 +120,13 @@ def redacted(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): redacted(item) for key, item in value.items()}
     return [redacted(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _written(job: Job, name: str) -> bool:
+    """Tell whether a key stands in the job file, with a value of its own."""
+    section, _, key = name.partition(".")
+    value = (job.document.get(section) or {}).get(key)
+    return value is not None and value != "auto"
 
 
 def _time(unix_s: float) -> str:

@@ -171,7 +171,9 @@ class Recording:
         lane.device, lane.free_since, lane.stages = event.device, now, {}
         if len(lane.lives) < _MOST_MOMENTS:
             lane.lives.append([now, None, None])
-        self.settings.update({name: (value, "for this model") for name, value in event.settings.items()})
+        for name, value in event.settings.items():
+            if "." in name:
+                self.settings[name] = (value, "for this device and the model's inputs")
 
     def _exited(self, event: WorkerExited, now: float) -> None:
         lane = self._lane(event.worker)
