@@ -108,10 +108,10 @@ def _decode(wait: _Wait) -> list[str]:
     better = min(enough, most)
     if better > readers:
         return [f"set compute.readers to {better} (now {readers}); {wait.gain(better / readers)}"]
+    busy = f"compute.readers is {readers} on {wait.cores} cores: a machine with more cores, or a lighter step"
     return [
-        f"compute.readers is {readers} on {wait.cores} cores, so that a machine with more cores, or a lighter "
-        f"step, is what helps; {wait.gain(math.inf)} at most",
-        "a python step can be made vectorized; image.draft: true decodes JPEGs at a fraction of their size",
+        f"{busy}, is what helps; {wait.gain(math.inf)} at most",
+        "a python step may take whole columns, and image.draft: true decodes a fraction of a JPEG",
     ]
 
 
@@ -120,11 +120,8 @@ def _pack(wait: _Wait) -> list[str]:
 
 
 def _transfer(wait: _Wait) -> list[str]:
-    half = max(1 - wait.ratio, 0.5)
-    return [
-        "send smaller types (uint8 pixels, or model.precision: fp16 with dtype: float16); "
-        f"expected gain about {(1 / half - 1) * 100:.0f} %"
-    ]
+    smaller = "send smaller types (pixels as uint8, columns as float16 or less)"
+    return [f"{smaller}; {wait.gain(2)}"]
 
 
 def _postprocess(wait: _Wait) -> list[str]:
@@ -143,10 +140,8 @@ def _commit(wait: _Wait) -> list[str]:
     if str(rows).isdecimal():
         return [f"set checkpoint.unit_rows to {4 * int(rows)} (now {rows}): fewer parts; {wait.gain(4)}"]
     mib = wait.number("compute.host_memory", 2**29) // 2**20
-    return [
-        f"set compute.host_memory to {2 * mib}MiB (now {mib}MiB), so that more parts are under way; "
-        f"{wait.gain(2)} at most"
-    ]
+    room = f"set compute.host_memory to {2 * mib}MiB (now {mib}MiB), so that more parts are under way"
+    return [f"{room}; {wait.gain(2)} at most"]
 
 
 def _launch(wait: _Wait) -> list[str]:

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from batchinfer.errors import BatchinferError
-from batchinfer.events import Event, RunFinished, WorkerReady
+from batchinfer.errors import BatchinferError, ExitCode
+from batchinfer.events import Event, WorkerReady
 from batchinfer.telemetry.recording import Recording
 from batchinfer.telemetry.ticker import Ticker
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from batchinfer.telemetry.tally import Tally
 
 _EVERY_S = 1.0
-_PATIENCE_S, _LITTLE_S = 20.0, 4.0
+_PATIENCE_S, _LITTLE_S = 30.0, 8.0
 _EARLIER = 8
 
 
@@ -27,7 +27,7 @@ class Chronicle:
 
     Reads the numbers from `tally`, which must hear each event first. A run that found nothing to do, or that
     never had a plan beside its output, leaves nothing. A store that does not take them costs one call
-    of `warn`, and little time: least of all after a run that was stopped, for somebody waits for its end.
+    of `warn` and half a minute; less after a run that was stopped, for somebody waits for its end.
     """
 
     def __init__(self, job: Job, tally: Tally, devices: Devices, *, warn: Callable[[str], None]) -> None:
@@ -54,7 +54,7 @@ class Chronicle:
         # A daemon: a store that never answers must not keep the process.
         thread = threading.Thread(target=self._write, args=(failures,), name="receipt", daemon=True)
         thread.start()
-        patience_s = _LITTLE_S if finished.exit_code else _PATIENCE_S
+        patience_s = _LITTLE_S if finished.exit_code == ExitCode.INTERRUPTED else _PATIENCE_S
         thread.join(patience_s)
         if thread.is_alive():
             self._warn(f"the output's store did not take the receipt within {patience_s:g} s; it is given up")

@@ -86,8 +86,7 @@ def receipt_of(job: Job, recording: Recording, snapshot: Snapshot) -> dict[str, 
         "bottleneck": bottleneck(snapshot),
         "advice": list(advise(snapshot)),
         "warnings": [
-            {"at_s": round(at, 3), "code": code, "message": message}
-            for at, code, message in recording.notes
+            {"at_s": round(at, 3), "code": code, "message": message} for at, code, message in recording.notes
         ],
     }
     return dict(redacted(found))

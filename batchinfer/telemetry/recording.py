@@ -133,20 +133,15 @@ class Recording:
                 gone = {name: value - lane.stages.get(name, 0.0) for name, value in event.seconds.items()}
                 self.series.add(now, gone)
                 lane.stages = event.seconds
-            case UnitCommitted():
-                receipt = event.receipt
+            case UnitCommitted(worker=worker, receipt=receipt):
                 settled = receipt.rows_ok + receipt.rows_error + receipt.rows_filtered
-                self._lane(event.worker).commit(now, receipt.unit, settled)
-                self.series.add(now, {"failed": receipt.rows_error, "units": 1})
+                self._lane(worker).commit(now, receipt.unit, settled)
             case WorkerExited():
                 self._exited(event, now)
             case Warned():
-                if len(self.notes) < _MOST_NOTES:
-                    self.notes.append((now, event.code, event.message))
+                self.notes += [(now, event.code, event.message)][: _MOST_NOTES - len(self.notes)]
             case RunFinished():
                 self.finished = event
-            case _:
-                pass
 
     def sample(self, readings: Sequence[Reading]) -> None:
         """Note how the GPUs are doing. May be called from another thread."""

@@ -21,7 +21,6 @@ from batchinfer.events import (
     Warned,
     WorkerExited,
     WorkerReady,
-    WorkerSaid,
 )
 from batchinfer.telemetry.rates import Histogram, Meter
 from batchinfer.telemetry.snapshot import Snapshot, WorkerState
@@ -155,8 +154,6 @@ class Tally:
                 self._warnings += 1
             case RunFinished():
                 self._finished, self._ended_at = event, now
-            case WorkerSaid():
-                pass
 
     def _worker(self, index: int) -> _Worker:
         return self._workers.setdefault(index, _Worker(index))

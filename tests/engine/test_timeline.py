@@ -56,7 +56,7 @@ def play(batches: list[tuple[float, ...]], lanes: int, commit: float) -> tuple[T
             output = SimpleNamespace(batch=batch, started=started, compute_s=compute, lane=lane, uploaded=0.0)
             watch.add(cast("OutputBatch", output))
         clock.now = max(clock.now, *free.values()) + commit
-        watch.committed()
+        watch.committed(clock.now - commit)
         watch.close()
         return watch, clock.now - began
 

@@ -113,6 +113,9 @@ def far(server: FaultServer) -> dict[str, str]:
     return {"endpoint_url": server.endpoint, "key": "k", "secret": "${env:BATCHINFER_TEST_SECRET}"}
 
 
+WAITED = {"decode": "for decoding", "read": "for reading", "commit": "for the store"}
+
+
 @pytest.mark.parametrize(
     ("stage", "plant"), [("decode", slow_step), ("read", slow_to_read), ("commit", slow_to_commit)]
 )
@@ -122,8 +125,10 @@ def test_a_bottleneck_is_named(
     """Where one stage takes longer than the model, the device waits for it, more than for all else."""
     with FaultServer(latency_s=0.25) as server:
         job = doubling_job(tmp_path, **{"model": {"seconds_per_batch": 0.002}, **plant(tmp_path, server)})
-        stages = figures(batchinfer, job)["stage_seconds"]
+        end = figures(batchinfer, job)
+    stages = end["stage_seconds"]
     assert stages.pop(stage) > sum(stages.values()), stages
+    assert WAITED[stage] in end["advice"][0]
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])

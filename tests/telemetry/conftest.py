@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -93,7 +94,7 @@ class Run:
         )
         self.say(UnitCommitted(worker=worker, receipt=receipt))
 
-    def finish(self, *, exit_code: int = 0, **counts: int) -> None:
+    def finish(self, *, exit_code: int = 0, **counts: Any) -> None:
         """End."""
         self.say(RunFinished(exit_code=exit_code, seconds=self.clock.now, complete=exit_code == 0, **counts))
 

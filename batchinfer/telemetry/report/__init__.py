@@ -41,9 +41,10 @@ def report(
         ("Runs of this output", sections.history(earlier, receipt)),
         ("Made of", sections.made_of(receipt)),
     ]
+    shown = [_section(title, content) for title, content in parts if content]
     body = join(
         _header(receipt),
-        tag("main", sections.headline(receipt, snapshot), *(_section(*part) for part in parts if part[1])),
+        tag("main", sections.headline(receipt, snapshot), *shown),
         _footer(receipt),
     )
     head = join(
@@ -71,11 +72,15 @@ def _header(receipt: Mapping[str, Any]) -> Html:
         tag("h1", receipt["job"]),
         tag(
             "p",
-            f"run {receipt['run']} · {receipt['started_at'].replace('T', ' ')[:19]} UTC · {receipt['machine']['host']}",
+            f"run {receipt['run']} · {_when(receipt['started_at'])} UTC · {receipt['machine']['host']}",
             class_="quiet",
         ),
         error,
     )
+
+
+def _when(time: str) -> str:
+    return time.replace("T", " ")[:19]
 
 
 def _outcome(receipt: Mapping[str, Any]) -> tuple[str, str]:

@@ -10,6 +10,8 @@ from batchinfer.telemetry.report.markup import Html, join, tag
 
 HEIGHT = 100.0
 _ROWS = 24
+_FEW = 7
+"""Fewer bars than these are no wider than they would be among so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,9 @@ def over_time(
         )
         for index in range(count)
     ]
-    svg = _svg(title, join(_grid(count), *drawn, *tips), width=max(count, 1))
+    svg = _svg(title, join(_grid(count), *drawn, *tips), width=seconds / width_s)
     marks = (_written(peak, shown), _written(peak / 2, shown), _written(0.0, shown))
-    return _figure(title, svg, marks, _times(count * width_s, seconds), lines, width_s, shown)
+    return _figure(title, svg, marks, _times(seconds), lines, width_s, shown)
 
 
 def stacked(title: str, lines: Sequence[Line], *, width_s: float, seconds: float) -> Html:
@@ -78,18 +80,17 @@ def stacked(title: str, lines: Sequence[Line], *, width_s: float, seconds: float
                 )
             low += share
         tip = _tip([line for line in shares if line.values[at]], at, width_s, "%")
-        bars.append(
-            tag("rect", tag("title", tip), x=at, y=0, width=1, height=HEIGHT, class_="tip")
-        )
-    svg = _svg(title, join(*bars), width=max(count, 1))
-    return _figure(title, svg, ("100 %", "50 %", "0"), _times(count * width_s, seconds), shares, width_s, "%")
+        bars.append(tag("rect", tag("title", tip), x=at, y=0, width=1, height=HEIGHT, class_="tip"))
+    svg = _svg(title, join(*bars), width=seconds / width_s)
+    return _figure(title, svg, ("100 %", "50 %", "0"), _times(seconds), shares, width_s, "%")
 
 
 def histogram(title: str, bars: Sequence[tuple[str, float, str]], *, low: str, high: str) -> Html:
-    """Return bars, each a label, a height and what is said of it; `low` and `high` are the ends of the scale."""
+    """Return bars: each a label, a height, and what is said of it. The scale goes from `low` to `high`."""
     peak = max((value for _, value, _ in bars), default=0.0) or 1.0
     drawn = []
-    for at, (_, value, said) in enumerate(bars):
+    wide = max(len(bars), _FEW)
+    for at, (_, value, said) in enumerate(bars, (wide - len(bars)) // 2):
         high_px = HEIGHT * value / peak
         drawn.append(
             tag(
@@ -102,7 +103,9 @@ def histogram(title: str, bars: Sequence[tuple[str, float, str]], *, low: str, h
                 class_="accent",
             )
         )
-    svg = _svg(title, join(_grid(len(bars)), *drawn), width=max(len(bars), 1))
+    svg = _svg(title, join(_grid(wide), *drawn), width=wide)
+    ends = (low, high) if low != high else (low,)
+    few = " few" if len(bars) < _FEW else ""
     body = [(label, figures.count(round(value))) for label, value, _ in bars]
     return tag(
         "figure",
@@ -111,7 +114,7 @@ def histogram(title: str, bars: Sequence[tuple[str, float, str]], *, low: str, h
             "div",
             tag("div", tag("span", figures.short(peak)), tag("span", "0"), class_="y", aria_hidden="true"),
             svg,
-            tag("div", tag("span", low), tag("span", high), class_="x", aria_hidden="true"),
+            tag("div", *(tag("span", end) for end in ends), class_=f"x{few}", aria_hidden="true"),
             class_="plot",
         ),
         _details(("", "count"), body),
@@ -163,9 +166,8 @@ def _grid(width: float) -> Html:
     return join(*lines)
 
 
-def _times(drawn_s: float, seconds: float) -> tuple[str, str, str]:
-    end = max(drawn_s, seconds) if drawn_s < seconds else drawn_s
-    return ("0", figures.duration(end / 2), figures.duration(end))
+def _times(seconds: float) -> tuple[str, str, str]:
+    return ("0", figures.duration(seconds / 2), figures.duration(seconds))
 
 
 def _figure(

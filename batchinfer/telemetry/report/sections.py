@@ -1,4 +1,4 @@
-"""The parts of the report without a time axis: the headline, batches, errors, and what the run was made of."""
+"""The parts of the report without a time axis: headline, batches, errors, what the run was made of."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def headline(receipt: Mapping[str, Any], snapshot: Snapshot) -> Html:
     if receipt["energy_joules"] is not None:
         joules = receipt["energy_joules"]
         per_row = joules / max(snapshot.num_samples, 1)
-        tiles.append(_tile(f"{joules / _KWH:.3f} kWh", "energy", f"{per_row:.3g} J a row"))
+        energy = f"{joules / _KWH:.2f} kWh" if joules > _KWH else f"{joules / _KWH * 1000:.2f} Wh"
+        tiles.append(_tile(energy, "energy", f"{per_row:.3g} J a row"))
     return tag("dl", *tiles, class_="tiles")
 
 
@@ -72,7 +73,11 @@ def _steady(snapshot: Snapshot) -> str:
 
 def _tile(figure: str, what: str, more: str, *, bad: bool = False) -> Html:
     return tag(
-        "div", tag("dt", what), tag("dd", figure), tag("dd", more, class_="more"), class_="bad" if bad else None
+        "div",
+        tag("dt", what),
+        tag("dd", figure),
+        tag("dd", more, class_="more"),
+        class_="bad" if bad else None,
     )
 
 
@@ -89,12 +94,19 @@ def batches(recording: Recording, snapshot: Snapshot) -> Html:
     ]
     if snapshot.padding_ratio is not None:
         tokens = f"{figures.short(snapshot.padded_tokens - snapshot.real_tokens)} tokens"
-        facts.insert(2, ("padding", f"{figures.percent(snapshot.padding_ratio)} of what was computed, {tokens}"))
+        facts.insert(
+            2, ("padding", f"{figures.percent(snapshot.padding_ratio)} of what was computed, {tokens}")
+        )
     return join(
         _facts(facts),
         tag(
             "div",
-            histogram("Seconds of a batch on the device", _bars(seconds, _ms), low=_ms(seconds.least), high=_ms(seconds.most)),
+            histogram(
+                "Seconds of a batch on the device",
+                _bars(seconds, _ms),
+                low=_ms(seconds.least),
+                high=_ms(seconds.most),
+            ),
             histogram("Rows of a batch", _bars(rows, _rows), low=_rows(rows.least), high=_rows(rows.most)),
             class_="pair",
         ),
@@ -124,7 +136,10 @@ def errors(receipt: Mapping[str, Any]) -> Html:
     if not receipt["errors"]:
         return tag("p", "No row failed in this run.", class_="quiet")
     total = sum(receipt["errors"].values())
-    by_code = [(code, figures.count(number), figures.percent(number / total)) for code, number in receipt["errors"].items()]
+    by_code = [
+        (code, figures.count(number), figures.percent(number / total))
+        for code, number in receipt["errors"].items()
+    ]
     samples = [
         (f"{one['source']} row {one['row']:,}", one["code"], one["stage"], one["message"])
         for one in receipt["error_samples"]
@@ -179,7 +194,10 @@ def made_of(receipt: Mapping[str, Any]) -> Html:
         ("output", receipt["output"]),
         ("plan", f"{plan['id']}, generation {plan['generation']}"),
         ("fingerprint", plan["fingerprint"][:16]),
-        ("machine", f"{machine['host']}: {machine['processor']}, {machine['cores']} cores, {_bytes(machine['memory_bytes'])}"),
+        (
+            "machine",
+            f"{machine['processor']}, {machine['cores']} cores, {_bytes(machine['memory_bytes'])}",
+        ),
         ("GPUs", gpus),
     ]
     settings = [(name, _value(one["value"]), one["why"]) for name, one in sorted(receipt["settings"].items())]

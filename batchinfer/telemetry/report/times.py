@@ -63,9 +63,7 @@ def _rates(series: Series, name: str, seconds: float) -> list[float | None]:
     """Return amounts per second; the last bucket is as long as the run left it."""
     width = series.width_s
     sums = series.sums(name)
-    return [
-        total / max(min(width, seconds - at * width), width / 4) for at, total in enumerate(sums)
-    ]
+    return [total / max(min(width, seconds - at * width), width / 4) for at, total in enumerate(sums)]
 
 
 def stages(recording: Recording, snapshot: Snapshot, seconds: float) -> Html:
@@ -107,7 +105,8 @@ def _verdict(snapshot: Snapshot, worst: str | None, shares: Mapping[str, float])
         rest = " ".join(_sentence(one) for one in (what, *advice[1:]))
         return tag("p", tag("strong", _sentence(found)), f" {rest}", class_="verdict")
     if worst == "compute":
-        said = f"The device is what limits this run: it computed {figures.percent(shares['compute'])} of its time."
+        busy = figures.percent(shares["compute"])
+        said = f"The device is what limits this run: it computed {busy} of its time."
     else:
         said = "The run was too short to say what limits it."
     return tag("p", said, class_="verdict calm")
@@ -207,7 +206,13 @@ def _lane(lane: Lane, seconds: float, most: int) -> Html:
         drawn.append(_block(style, some[0].began, some[-1].ended, end, said))
     title = f"worker {lane.index}: {sum(stay.num_units for stay in stays)} units"
     svg = tag(
-        "svg", tag("title", title), *drawn, *deaths, view_box=f"0 0 1000 {HEIGHT:g}", preserve="none", role="img"
+        "svg",
+        tag("title", title),
+        *drawn,
+        *deaths,
+        view_box=f"0 0 1000 {HEIGHT:g}",
+        preserve="none",
+        role="img",
     )
     return tag("div", tag("span", lane.index, class_="who"), svg, class_="lane")
 
