@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
+from batchinfer.config.lineage import OpenLineageOptions
 from batchinfer.options import (
     Bytes,
     ByteText,
@@ -395,3 +396,7 @@ class ObserveOptions(Options):
 
     pushgateway: PushgatewayOptions | None = neutral(None)
     """Push metrics to a Prometheus Pushgateway."""
+
+    openlineage: OpenLineageOptions | None = neutral(None)
+    """Send OpenLineage events: START, and COMPLETE, ABORT or FAIL, with the input and output paths. Needs
+    `pip install 'batchinfer-pipeline[openlineage]'`."""

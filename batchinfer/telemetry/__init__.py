@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
@@ -62,6 +62,7 @@ def make_observers(
         from batchinfer.telemetry.chronicle import Chronicle
 
         before.append(Chronicle(record, tally, devices, warn=partial(warn, "receipt")))
+        before += _lineage(record, partial(warn, "openlineage"))
     if observe.pushgateway is None:
         return [*before, display]
 
@@ -80,9 +81,18 @@ def recorders(job: Job, observers: Sequence[Observer]) -> list[Observer]:
     where that fails."""
     from batchinfer.telemetry.chronicle import Chronicle
 
-    def warn(message: str) -> None:
+    def warn(code: str, message: str) -> None:
         for observer in observers:
-            observer.on_event(Warned(code="receipt", message=message))
+            observer.on_event(Warned(code=code, message=message))
 
     tally = Tally()
-    return [tally, Chronicle(job, tally, Devices(), warn=warn)]
+    chronicle = Chronicle(job, tally, Devices(), warn=partial(warn, "receipt"))
+    return [tally, chronicle, *_lineage(job, partial(warn, "openlineage"))]
+
+
+def _lineage(job: Job, warn: Callable[[str], None]) -> list[Observer]:
+    if job.observe.openlineage is None:
+        return []
+    from batchinfer.telemetry.lineage import Lineage
+
+    return [Lineage(job, warn=warn)]

@@ -67,7 +67,8 @@ KEYS = {
     "ComputeOptions": "devices workers_per_device concurrency threads readers loaders host_memory "
     "affinity determinism claims heartbeat stall_timeout",
     "LimitsOptions": "deadline max_rows max_device_hours price_per_device_hour max_cost grace",
-    "ObserveOptions": "interval pushgateway",
+    "ObserveOptions": "interval pushgateway openlineage",
+    "OpenLineageOptions": "url file api_key namespace timeout",
     "PushgatewayOptions": "url every instance timeout",
 }
 EVENTS = {

@@ -99,7 +99,7 @@ def slow_decode(patch: Patch) -> Sections:
 
 def slow_pack(patch: Patch) -> Sections:
     """Putting a batch together takes 50 ms."""
-    batches_of = unit.batches_of
+    from batchinfer.loader.windows import batches_of
 
     def slow(*arguments: Any) -> Iterator[Any]:
         for batch in batches_of(*arguments):
