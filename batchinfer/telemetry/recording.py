@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +49,7 @@ class Lane:
     stays: list[Stay] = field(default_factory=list)
     free_since: float = 0.0
     stages: Mapping[str, float] = field(default_factory=dict)
+    timed_at: float = 0.0
 
     def commit(self, now: float, unit: int, num_rows: int) -> None:
         """Note a unit; of too many, each two become one."""
@@ -87,7 +87,6 @@ class Recording:
         self.plan: PlanFollowed | None = None
         self.finished: RunFinished | None = None
         self._forget()
-        self._lock = threading.Lock()
         self._energy: dict[int, tuple[float, float]] = {}
         self.gpus: dict[int, Reading] = {}
 
@@ -131,8 +130,8 @@ class Recording:
             case StagesTimed():
                 lane = self._lane(event.worker)
                 gone = {name: value - lane.stages.get(name, 0.0) for name, value in event.seconds.items()}
-                self.series.add(now, gone)
-                lane.stages = event.seconds
+                self.series.spread(lane.timed_at, now, gone)
+                lane.stages, lane.timed_at = event.seconds, now
             case UnitCommitted(worker=worker, receipt=receipt):
                 settled = receipt.rows_ok + receipt.rows_error + receipt.rows_filtered
                 self._lane(worker).commit(now, receipt.unit, settled)
@@ -144,7 +143,7 @@ class Recording:
                 self.finished = event
 
     def sample(self, readings: Sequence[Reading]) -> None:
-        """Note how the GPUs are doing. May be called from another thread."""
+        """Note how the GPUs are doing. Another thread may call it, as long as it is always the same one."""
         values: dict[str, float | None] = {}
         for reading in readings:
             index, sample = reading.gpu.index, reading.sample
@@ -155,15 +154,14 @@ class Recording:
             if sample.energy_joules is not None:
                 first, _ = self._energy.get(index, (sample.energy_joules, 0.0))
                 self._energy[index] = (first, sample.energy_joules)
-        with self._lock:
-            self.gauges.sample(self.now, values)
+        self.gauges.sample(self.now, values)
 
     def _lane(self, index: int) -> Lane:
         return self.lanes.setdefault(index, Lane(index))
 
     def _ready(self, event: WorkerReady, now: float) -> None:
         lane = self._lane(event.worker)
-        lane.device, lane.free_since, lane.stages = event.device, now, {}
+        lane.device, lane.free_since, lane.timed_at, lane.stages = event.device, now, now, {}
         if len(lane.lives) < _MOST_MOMENTS:
             lane.lives.append([now, None, None])
         for name, value in event.settings.items():

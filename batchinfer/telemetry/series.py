@@ -29,9 +29,19 @@ class Series:
         for name, amount in amounts.items():
             bucket[name] = bucket.get(name, 0.0) + amount
 
-    def names(self) -> list[str]:
-        """Return every name that was added to, sorted."""
-        return sorted({name for bucket in self._buckets for name in bucket})
+    def spread(self, began_s: float, ended_s: float, amounts: Mapping[str, float]) -> None:
+        """Add amounts that came about evenly between two times."""
+        self.add(ended_s, {})  # From here on, all buckets that it takes are there.
+        began_s, width = max(min(began_s, ended_s), 0.0), self.width_s
+        length = ended_s - began_s
+        if length < width:
+            self.add(ended_s, amounts)
+            return
+        for index in range(int(began_s / width), int(ended_s / width) + 1):
+            inside = min((index + 1) * width, ended_s) - max(index * width, began_s)
+            if inside > 0:
+                share = inside / length
+                self.add((index + 0.5) * width, {name: amounts[name] * share for name in amounts})
 
     def sums(self, name: str) -> list[float]:
         """Return the sum of a name in each bucket."""

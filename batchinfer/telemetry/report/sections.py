@@ -147,7 +147,7 @@ def errors(receipt: Mapping[str, Any]) -> Html:
     return join(
         table(("code", "rows", "share"), by_code, class_="numbers"),
         tag("h3", "Some of them"),
-        table(("where", "code", "stage", "why"), samples),
+        table(("where", "code", "stage", "why"), samples, class_="wide"),
         tag("p", "All of them: ", tag("code", f"batchinfer errors {receipt['output']}"), class_="quiet"),
     )
 
@@ -157,7 +157,7 @@ def notes(receipt: Mapping[str, Any]) -> Html | None:
     if not receipt["warnings"]:
         return None
     rows = [(figures.duration(one["at_s"]), one["code"], one["message"]) for one in receipt["warnings"]]
-    return table(("after", "code", "warning"), rows)
+    return table(("after", "code", "warning"), rows, class_="wide")
 
 
 def history(runs: Sequence[Mapping[str, Any]], receipt: Mapping[str, Any]) -> Html | None:

@@ -113,7 +113,9 @@ def _verdict(snapshot: Snapshot, worst: str | None, shares: Mapping[str, float])
 
 
 def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+    """Return a sentence. The name of a setting stays as it is written."""
+    is_name = "." in text.partition(" ")[0]
+    return f"{text if is_name else text[0].upper() + text[1:]}."
 
 
 def _style(stage: str, worst: str | None) -> str:
