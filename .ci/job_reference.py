@@ -14,19 +14,24 @@ from batchinfer import registry
 from batchinfer.config import error_section, observe, sections
 from batchinfer.config.descriptions import describe_fields
 from batchinfer.config.limits import LimitsOptions
+from batchinfer.config.lineage import OpenLineageOptions
+from batchinfer.config.nested import CanaryOptions, RetryOptions
 
 HERE = Path(__file__).parents[1]
 SECTIONS = {
     "input": sections.InputOptions,
     "model": sections.ModelOptions,
+    "model.canary": CanaryOptions,
     "batching": sections.BatchingOptions,
     "output": sections.OutputOptions,
     "checkpoint": sections.CheckpointOptions,
     "errors": error_section.ErrorsOptions,
+    "errors.retry": RetryOptions,
     "compute": sections.ComputeOptions,
     "limits": LimitsOptions,
     "observe": sections.ObserveOptions,
     "observe.pushgateway": observe.PushgatewayOptions,
+    "observe.openlineage": OpenLineageOptions,
 }
 EXTENDED = {
     "input": ("sources", "input.format"),

@@ -48,12 +48,14 @@ def run_job(
     from batchinfer.hardware import gpus
     from batchinfer.runner.job import run
     from batchinfer.runner.shares import Share, share_of
+    from batchinfer.telemetry import recorders
 
     settings = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in overrides.items()]
     loaded = load_job(job, params=params or {}, overrides=settings)
     machine = Machine(cores=usable_cores(), gpus=tuple(gpu.name for gpu in gpus()))
     share = Share() if shard is None else share_of(shard)
-    return run(loaded, machine, observers, share=share, force=force, measure=measure)
+    everyone = [*recorders(loaded, observers), *observers]
+    return run(loaded, machine, everyone, share=share, force=force, measure=measure)
 
 
 def __getattr__(name: str) -> Any:

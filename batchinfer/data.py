@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     """Columns by name. On a CUDA device, the ndarrays are torch tensors on that device."""
 
 
-STAGES = ("compute", "read", "decode", "pack", "transfer", "write", "launch")
+STAGES = (
+    "compute",
+    "read",
+    "decode",
+    "pack",
+    "transfer",
+    "postprocess",
+    "write",
+    "commit",
+    "launch",
+)
 """What a device does at any moment: compute, or wait for one of these. Metrics have them as labels."""
 
 QUEUES = ("read", "encode", "batch", "device")
@@ -276,8 +286,9 @@ class HostBatch:
 class OutputBatch:
     """Results of one batch, in host memory: model inputs and outputs, `rows` of its window.
 
-    The device took `compute_s` seconds from `started` on, by `time.perf_counter`; `lane` names the one
-    that computed, where several compute at once. `restored` are the finished columns of a batch that
+    The device took `compute_s` seconds from `started` on, by `time.perf_counter`, and had the inputs at
+    `uploaded` (0 where it reads them in place); `lane` names the one that computed, where several compute
+    at once. `restored` are the finished columns of a batch that
     an earlier attempt has done, and that met no device now. A batch that failed has no tensors, but
     `pieces` that went well, in order, and `refused`: why each other row of the window did not.
     """
@@ -287,6 +298,7 @@ class OutputBatch:
     compute_s: float
     restored: tuple[pa.Array, ...] | None = None
     started: float = 0.0
+    uploaded: float = 0.0
     lane: int = 0
     pieces: tuple[OutputBatch, ...] = ()
     refused: Mapping[int, BatchinferError | Poison] = field(default_factory=dict)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from batchinfer.data import Receipt
 from batchinfer.errors import BatchinferError
@@ -41,15 +41,33 @@ class SettingsChosen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlanFollowed:
+    """The plan stands beside the output, and this run is at it.
+
+    `depends_on` is what the fingerprint is made of, `inputs` are (uri, size, version) of every file.
+    `settings` has what was chosen for this machine of so many `cores`, and why.
+    """
+
+    plan: str
+    generation: int
+    fingerprint: str
+    depends_on: Mapping[str, Any]
+    inputs: Sequence[tuple[str, int, str]]
+    settings: Mapping[str, tuple[Any, str]]
+    cores: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReady:
     """A worker has its model. `load_s` seconds passed since it was started; it computes `lanes` batches
-    at once."""
+    at once. `settings` are those that waited for the model, in the words of the job file."""
 
     worker: int
     device: str
     load_s: float
     pid: int
     lanes: int = 1
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +178,8 @@ class RunFinished:
     """The last word. `complete` says that every unit of the plan is committed.
 
     `rows_ok`, `rows_error` and `rows_filtered` are those of the whole output, earlier runs included;
-    None where nobody has counted it.
+    None where nobody has counted it. `error` says what ended the run early, `manifest_sha256` is that of
+    the manifest of a complete output.
     """
 
     exit_code: int
@@ -169,11 +188,14 @@ class RunFinished:
     rows_ok: int | None = None
     rows_error: int | None = None
     rows_filtered: int | None = None
+    error: str | None = None
+    manifest_sha256: str | None = None
 
 
 Event: TypeAlias = (
     RunStarted
     | SettingsChosen
+    | PlanFollowed
     | WorkerReady
     | BatchFinished
     | StagesTimed

@@ -189,6 +189,12 @@ def ask(library: Any, function: str, *args: Any) -> Any:
     return _ask(library, function, *args)
 
 
+def driver_version() -> str | None:
+    """Return the version of the NVIDIA driver; None where there is none."""
+    nvml, _ = _library()
+    return _text(nvml and _ask(nvml, "nvmlSystemGetDriverVersion")) or None
+
+
 def _library() -> tuple[Any, str | None]:
     """Return pynvml, ready for calls; or None and the name of what went wrong."""
     try:

@@ -72,6 +72,7 @@ def command(
             index=share.index,
             log_file=log_file,
             limits=loaded.limits,
+            record=loaded,
         )
         machine = this_machine()
         report = run(loaded, machine, observers, share=share, force=force, measure=measure, standby=standby)

@@ -10,6 +10,7 @@ from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
 from batchinfer.config.error_section import share
+from batchinfer.config.lineage import OpenLineageOptions
 from batchinfer.config.nested import CanaryOptions
 from batchinfer.config.observe import Address, PromFile, PushgatewayOptions
 from batchinfer.options import (
@@ -329,3 +330,6 @@ class ObserveOptions(Options):
 
     compat_names: bool = neutral(False)
     """Give the metrics under common names without a prefix too, such as `inference_requests_total`."""
+    openlineage: OpenLineageOptions | None = neutral(None)
+    """Send OpenLineage events: START, and COMPLETE, ABORT or FAIL, with the input and output paths. Needs
+    `pip install 'batchinfer-pipeline[openlineage]'`."""

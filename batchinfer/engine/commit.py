@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -137,6 +138,8 @@ class UnitWriter:
         self._is_encoding = False
         self._num_rows = self._num_queued = 0
         self._failed: list[RowError] = []
+        self.encoded_at = 0.0
+        """When its first file was whole, by `time.perf_counter`; from then on it is being committed."""
 
     def write(self, rows: pa.Table, failed: Sequence[RowError] = (), pool: Executor | None = None) -> None:
         """Add rows in source order, and say which of them failed. With a `pool`, they are encoded there,
@@ -273,6 +276,7 @@ class UnitWriter:
         if self._sink.count(data) != (num_rows, num_errors):
             raise BatchinferError(f"the encoded part does not hold the {num_rows} rows put into it")
         crash_point("encode.done")
+        self.encoded_at = self.encoded_at or time.perf_counter()
         name = self._layout.part_name(self._unit.index, encoded.folder)
         part = PartFile(
             name=name,

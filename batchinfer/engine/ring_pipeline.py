@@ -42,6 +42,7 @@ class _Computed:
     layout: Layout
     passing: Mapping[str, Any]
     names: tuple[str, ...]
+    uploaded: Event | None
     begin: Event
     end: Event
 
@@ -92,7 +93,7 @@ class RingPipeline:
             return InFlight(batch, {}, time.perf_counter())
         with _device_errors():
             staged = self._staged.pop(id(batch), None) or self._fill(batch, self._rings.direct)
-            computed = self._compute(staged, self._upload(staged))
+            computed = self._compute(staged, *self._upload(staged))
             return InFlight(batch, {}, time.perf_counter(), flight=self._download(computed))
 
     def collect(self, inflight: InFlight) -> OutputBatch:
@@ -108,10 +109,11 @@ class RingPipeline:
             slot.move(State.READING)
             found |= {piece.name: slot.read(piece) for piece in computed.layout.pieces}
             self._rings.pinned_out.free(slot)
-        began = self._anchored + self._runtime.elapsed_s(self._anchor, computed.begin)
+        began = self._at(computed.begin)
+        uploaded = self._at(computed.uploaded) if computed.uploaded is not None else 0.0
         seconds = self._runtime.elapsed_s(computed.begin, computed.end)
         outputs = {name: found[name] for name in computed.names}
-        return OutputBatch(inflight.batch, outputs, seconds, started=began)
+        return OutputBatch(inflight.batch, outputs, seconds, started=began, uploaded=uploaded)
 
     def _fill(self, batch: HostBatch, ring: Ring) -> _Staged:
         tensors = {name: column for name, column in batch.tensors.items() if _is_tensor(column)}
@@ -126,20 +128,20 @@ class RingPipeline:
         slot.move(State.READY)
         return _Staged(batch, slot, layout, passing)
 
-    def _upload(self, staged: _Staged) -> Slot | None:
-        """Queue the one copy of a batch's inputs."""
+    def _upload(self, staged: _Staged) -> tuple[Slot | None, Event | None]:
+        """Queue the one copy of a batch's inputs. Returns where they will be, and the event after it."""
         if staged.slot is None:
-            return None
+            return None, None
         into = self._rings.device_in.acquire(staged.layout.num_bytes)
         into.begin(State.UPLOAD, self._uploads)
         staged.slot.begin(State.UPLOAD, self._uploads)
         self._runtime.upload(into.buffer, staged.slot.buffer, staged.layout.num_bytes, self._uploads)
-        uploaded = self._uploads.record()
+        uploaded = self._uploads.record(timing=True)
         into.used(uploaded)
         staged.slot.used(uploaded)
-        return into
+        return into, uploaded
 
-    def _compute(self, staged: _Staged, source: Slot | None) -> _Computed:
+    def _compute(self, staged: _Staged, source: Slot | None, uploaded: Event | None) -> _Computed:
         """Queue the model, and the copies of its results into the ring."""
         stream = self._computes
         inputs = dict(staged.passing)
@@ -161,7 +163,7 @@ class RingPipeline:
             slot.used(end)
         stored = {piece.name for piece in layout.pieces}
         passing = {name: value for name, value in results.items() if name not in stored}
-        return _Computed(slot, layout, passing, tuple(results), begin, end)
+        return _Computed(slot, layout, passing, tuple(results), uploaded, begin, end)
 
     def _view(self, source: Slot, piece: Any) -> Any:
         return self._runtime.view(source.buffer, piece)
@@ -191,6 +193,10 @@ class RingPipeline:
         computed.slot.used(done)
         into.used(done)
         return _Flight(computed, into, done)
+
+    def _at(self, event: Event) -> float:
+        """Return when an event passed, by `time.perf_counter`."""
+        return self._anchored + self._runtime.elapsed_s(self._anchor, event)
 
     def _wait(self, flight: _Flight) -> None:
         """Wait, and set the device's clock by ours: a wait ends when the event happens."""

@@ -3,8 +3,9 @@
 A device (or, on a CPU, each lane that computes) is free between the end of one batch and the start of
 the next. Each moment in between is booked on what was missing then: the batch's rows were not yet
 *read*, or read but not *decoded*, or not *packed* into a batch; the batch was there and its inputs not
-yet on the device (*transfer*); results waited to be written, so that no more could be taken (*write*);
-or nothing was missing (*launch*). So the stages and *compute* always add up to the whole time.
+yet on the device (*transfer*); no more results could be taken, because earlier ones were still being
+*postprocessed*, *written* or *committed*; or nothing was missing (*launch*). So the stages and *compute*
+always add up to the whole time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from batchinfer.data import STAGES
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from batchinfer.data import HostBatch, OutputBatch
 
 
+_COMMITS = 64
 _WAITS = 4096
 """Waits that are remembered: a lane may be idle for as many batches as the others compute meanwhile."""
 
@@ -35,6 +38,8 @@ class Timeline:
         self._free: dict[int, float] = {}
         self._looked = 0.0
         self._waits: deque[tuple[str, float, float]] = deque(maxlen=_WAITS)
+        self._done: deque[tuple[str, float, float]] = deque(maxlen=_WAITS)
+        self._commits: deque[tuple[float, float]] = deque(maxlen=_COMMITS)
         self._began: float | None = None
         self.last_commit = 0.0
         self._lock = threading.Lock()
@@ -64,11 +69,15 @@ class Timeline:
         """Book the time up to the end of a batch, and of the wait before it. Batches come in order."""
         asked, got = self._asked.popleft()
         trail = output.batch.window.trail
+        if asked > self._looked:
+            with self._lock:
+                self._waits += self._backlog(self._looked, asked)
+            self._looked = asked
         for stage, until in (
-            ("write", asked),
             ("read", min(trail.read, got)),
             ("decode", min(trail.decoded, got)),
             ("pack", got),
+            ("transfer", output.uploaded),
         ):
             if until > self._looked:
                 self._waits.append((stage, self._looked, until))
@@ -92,9 +101,47 @@ class Timeline:
             left -= overlap
         self._seconds["launch"] += max(left, 0.0)
 
-    def committed(self) -> None:
-        """Note that a unit is committed."""
-        self.last_commit = time.perf_counter()
+    @contextmanager
+    def taking(self, stage: str) -> Iterator[None]:
+        """Note that whoever takes the results is busy with a stage meanwhile. Only that thread calls it."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._done.append((stage, began, time.perf_counter()))
+
+    def _backlog(self, start: float, stop: float) -> Iterator[tuple[str, float, float]]:
+        """Cut a time in which no results were taken by what was done with the earlier ones: where whoever
+        takes them was not busy itself, a unit was being committed, or else written."""
+        while self._done and self._done[0][2] <= start:
+            self._done.popleft()
+        at = start
+        for stage, began, ended in self._done:
+            inside = max(began, at), min(ended, stop)
+            if inside[0] < inside[1]:
+                yield from self._published(at, inside[0])
+                yield (stage, *inside)
+                at = inside[1]
+        yield from self._published(at, stop)
+
+    def _published(self, start: float, stop: float) -> Iterator[tuple[str, float, float]]:
+        """Cut a time into pieces in which a unit was being committed, and others."""
+        at = start
+        for began, ended in sorted(self._commits):
+            inside = max(began, at), min(ended, stop)
+            if inside[0] < inside[1]:
+                yield from [("write", at, inside[0])] if at < inside[0] else []
+                yield ("commit", *inside)
+                at = inside[1]
+        if at < stop:
+            yield ("write", at, stop)
+
+    def committed(self, encoded: float) -> None:
+        """Note that a unit is committed, which was written at `encoded`."""
+        now = time.perf_counter()
+        self.last_commit = now
+        with self._lock:
+            self._commits.append((encoded, now))
 
     def close(self) -> None:
         """Book the time from the last batches to the last commit, once nothing is computed any more."""
@@ -103,10 +150,12 @@ class Timeline:
                 return
             last = max(self._free.values(), default=self._began)
             idle = [self._began] * (self._num_lanes - len(self._free))
+            left = list(self._backlog(last, max(self.last_commit, last)))
             for free in (*self._free.values(), *idle):
                 # The others had the last batches.
                 self._seconds["launch"] += last - free
-                self._seconds["write"] += max(self.last_commit - last, 0.0)
+                for stage, began, ended in left:
+                    self._seconds[stage] += ended - began
 
     def seconds(self) -> Mapping[str, float]:
         """Return the seconds of each stage so far, over all lanes."""

@@ -130,7 +130,7 @@ def run_units(
             with unit_context(unit):
                 receipt = writer.commit()
             way.spills.clear(unit.index)
-            way.timeline.committed()
+            way.timeline.committed(writer.encoded_at)
             on_commit(receipt)
         except BaseException:
             # The loop below may be waiting for a unit that nobody will send now.
@@ -150,7 +150,8 @@ def run_units(
             """Finish batches as they come, and let the long units put them aside."""
             for output in outputs:
                 way.timeline.add(output)
-                done = way.gatherer.typed(output)
+                with way.timeline.taking("postprocess"):
+                    done = way.gatherer.typed(output)
                 way.spills.add(done, pool)
                 yield done
 
@@ -158,7 +159,8 @@ def run_units(
             for window, batches in windows_of(typed(_until(outputs, stop, failed, on_batch, way.sample))):
                 unit = window.span.unit
                 writer = writer or way.open_unit(unit)
-                writer.write(way.gatherer.rows(window, batches), failures(window, batches), pool)
+                with way.timeline.taking("write"):
+                    writer.write(way.gatherer.rows(window, batches), failures(window, batches), pool)
                 if window.span.last:
                     on_computed(unit)
                     commits.append((pool.submit(commit, writer, unit), writer))

@@ -31,6 +31,11 @@ def manifest_name(plan8: str) -> str:
     return f"_batchinfer/{plan8}/manifest.json"
 
 
+def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """Return a manifest as it is stored."""
+    return json.dumps(manifest, indent=1, sort_keys=True).encode()
+
+
 def finish(
     store: Store, layout: OutputLayout, plan: Plan, sink: Sink, receipts: Mapping[int, Receipt]
 ) -> dict[str, Any]:
@@ -52,7 +57,7 @@ def finish(
     sidecars = describe_sidecars(store, layout, ledger, sink, receipts)
     manifest = _manifest(store, layout, plan, _described(store, layout, ledger, sink, mine), sidecars)
     mine |= {receipt.sidecar.name: receipt.sidecar for receipt in receipts.values() if receipt.sidecar}
-    data = json.dumps(manifest, indent=1, sort_keys=True).encode()
+    data = manifest_bytes(manifest)
     crash_point("final.manifest.before")
     _store_manifest(store, layout, manifest, data, mine)
     crash_point("final.manifest.after")

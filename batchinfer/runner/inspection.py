@@ -15,6 +15,7 @@ from batchinfer.errors import DataError, NoInputError
 from batchinfer.runner.finish import MANIFEST_KEYS, files_of
 from batchinfer.runner.ledger import ledger_of, plan_of
 from batchinfer.runner.output import Seal, below, generations, read_control, read_plan, read_seal
+from batchinfer.runner.receipts import contradictions
 from batchinfer.storage import ObjectMissing, open_store
 
 if TYPE_CHECKING:
@@ -106,10 +107,12 @@ def verify_output(root: str, options: Mapping[str, Any], *, level: Level = "quic
     store = open_store(root, options)
     entries = store.entries(root)
     plan = latest_plan(store, root, entries)
-    manifest = read_manifest(store, root, _seal(store, root))
+    seal = _seal(store, root)
+    manifest = read_manifest(store, root, seal)
     check = _Check(store, root, manifest, sink_of(plan))
     problems = [*check.names(entries)]
     problems += check.totals()
+    problems += contradictions(store, root, entries, manifest, seal)
     if level != "quick":
         problems += check.parts(check.footer if level == "footer" else check.deep)
     return Verdict(

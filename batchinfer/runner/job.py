@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from batchinfer.clock import SystemClock
 from batchinfer.config import Job, Machine, Tuned, resolve
 from batchinfer.data import Receipt, RowError
+from batchinfer.engine.publish import sha256
 from batchinfer.errors import BatchinferError, ExitCode, UnavailableError
 from batchinfer.events import Event, RunFailed, RunFinished, RunStarted, SettingsChosen, Warned
 from batchinfer.runner.budget import Budget
 from batchinfer.runner.claims import Claims
 from batchinfer.runner.deal import Deal, LeaseDeal, StaticDeal, Supersession
 from batchinfer.runner.environment import worker_environment
-from batchinfer.runner.finish import finish, rows_kept
+from batchinfer.runner.facts import plan_followed, told
+from batchinfer.runner.finish import finish, manifest_bytes, rows_kept
 from batchinfer.runner.forecast import against
 from batchinfer.runner.keeper import DealtWork, Keeper
 from batchinfer.runner.ledger import read_ledger
@@ -35,7 +37,7 @@ from batchinfer.runner.standby import Standby
 from batchinfer.runner.stored_job import store_job
 from batchinfer.runner.supervisor import Supervisor
 from batchinfer.runner.surroundings import Surroundings
-from batchinfer.runner.tuned import find_tuned, told
+from batchinfer.runner.tuned import find_tuned, told_settings
 
 if TYPE_CHECKING:
     from batchinfer.protocols import Observer
@@ -72,7 +74,9 @@ def run(
         # A run that never began has no end to tell of: the error says it all.
         if session.announced:
             code = error.exit_code if isinstance(error, BatchinferError) else ExitCode.CRASH
-            session.emit(RunFinished(exit_code=code, seconds=session.seconds, complete=False))
+            session.emit(
+                RunFinished(exit_code=code, seconds=session.seconds, complete=False, error=told(error))
+            )
         raise
     else:
         whole = not report.units_left
@@ -84,6 +88,7 @@ def run(
                 rows_ok=report.rows_ok if whole else None,
                 rows_error=report.rows_error if whole else None,
                 rows_filtered=report.rows_filtered if whole else None,
+                manifest_sha256=report.manifest_sha256,
             )
         )
         return report
@@ -176,6 +181,8 @@ class _Session:
         if self.retrial is not None and (told := self.retrial.told(plan)):
             self._warn("retry", told)
         if pending:
+            if prepared.stored:
+                self.emit(plan_followed(prepared))
             probe(prepared.store, root, commit=self._job.output.commit)
             if self._job.output.commit in _PROMISES:
                 self._warn("commit", _PROMISES[self._job.output.commit])
@@ -247,7 +254,7 @@ class _Session:
             if began:
                 return
             began = True
-            self._settings = told(prepared.job, ready.settings)
+            self._settings = told_settings(prepared.job, ready.settings)
             self.emit(SettingsChosen(settings=self._settings))
             for hint in ready.hints:
                 self._warn("slow", hint)
@@ -256,6 +263,7 @@ class _Session:
                 winner = store_plan(prepared.store, self._job.output.path, plan)
                 if winner.plan8 != plan.plan8:
                     raise _OtherPlanError
+                self.emit(plan_followed(prepared))
             suspects = presence.blame(prepared.beats, prepared.ledger.committed)
             if suspects:
                 self._warn("suspects", f"units {_few(suspects)} were being done when an earlier run died")
@@ -415,6 +423,7 @@ class _Session:
             units_reused=len(plan.units) - len(pending),
             seconds=self.seconds,
             errors=self._samples,
+            manifest_sha256=sha256(manifest_bytes(manifest)),
             settings=self._settings,
         )
         return replace(report, forecast=against(prepared, report, devices=len(self._devices())))

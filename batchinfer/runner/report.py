@@ -13,7 +13,7 @@ class RunReport:
 
     `rows_in == rows_ok + rows_error + rows_filtered`, over the whole output. `rows_reused` of
     `rows_in` were committed by earlier runs. Where other processes still have `units_left` to do,
-    the rows are those that this run has done.
+    the rows are those that this run has done, and there is no manifest yet.
     """
 
     job: str
@@ -30,6 +30,7 @@ class RunReport:
     units_reused: int
     seconds: float
     units_left: int = 0
+    manifest_sha256: str | None = None
     errors: tuple[RowError, ...] = ()
     settings: dict[str, str] = field(default_factory=dict)
     forecast: dict[str, float | bool] | None = None

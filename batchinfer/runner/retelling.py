@@ -30,6 +30,7 @@ def events_of(member: Member, message: Message) -> Iterator[Event]:
                 load_s=message.load_s,
                 pid=member.worker.pid,
                 lanes=message.lanes,
+                settings=message.settings,
             )
         case Batches():
             for note in message.notes:

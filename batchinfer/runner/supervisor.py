@@ -186,8 +186,15 @@ class Supervisor:
         if messages is None:
             self._bury(member)
             return
+        first: BatchinferError | None = None
         for message in messages:
-            self._take(member, message)
+            try:
+                self._take(member, message)
+            except BatchinferError as error:
+                # What came with it is heard as well: a unit that is committed counts.
+                first = first or error
+        if first is not None:
+            raise first
 
     def _take(self, member: Member, message: Message) -> None:
         now = time.monotonic()

@@ -76,7 +76,7 @@ def only_batches(job: Job, tuned: Tuned | None) -> Tuned | None:
     return dataclasses.replace(tuned, compute={})
 
 
-def told(job: Job, settings: Mapping[str, str]) -> dict[str, str]:
+def told_settings(job: Job, settings: Mapping[str, str]) -> dict[str, str]:
     """Return what a worker says of its batches, and what it may use, each with the reason for it."""
     asked = {
         "batching.size": job.batching.size != "auto",

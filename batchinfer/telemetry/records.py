@@ -26,6 +26,7 @@ from batchinfer.events import (
 )
 from batchinfer.redact import redact
 from batchinfer.telemetry import figures
+from batchinfer.telemetry.advice import advise
 
 if TYPE_CHECKING:
     from batchinfer.telemetry.devices import Reading
@@ -306,6 +307,7 @@ def _run_finished(event: RunFinished, snapshot: Snapshot) -> Record:
         "steady_rows_per_second": round(snapshot.steady_rate, 3) or None,
         "model_rows_per_second": round(snapshot.model_rate, 3) or None,
         "padding_ratio": _round(snapshot.padding_ratio, 4),
+        "advice": list(advise(snapshot)),
         "stage_seconds": {stage: round(seconds, 4) for stage, seconds in snapshot.stage_seconds.items()},
         "peak_bytes": snapshot.peak_bytes or None,
         "splits": snapshot.num_splits,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from batchinfer.data import RowError
@@ -34,6 +34,11 @@ class WorkerState:
 
     peak_bytes: int = 0
     """Its resident memory at most."""
+
+    lanes: int = 1
+    num_samples: int = 0
+    units_committed: int = 0
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +110,12 @@ class Snapshot:
     max_cost: float | None = None
     energy_joules: float | None = None
     """What the GPUs took since the start, whoever used them; None where one of them does not tell."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What was chosen for this run, by the name of its key; numbers and texts."""
+
+    cores: int = 0
+    report: str = ""
+    """Where the report of the run is, once it is written."""
 
     finished: RunFinished | None = None
 

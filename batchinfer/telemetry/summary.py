@@ -10,6 +10,7 @@ from rich.text import Text
 from batchinfer.data import STAGES
 from batchinfer.redact import redact
 from batchinfer.telemetry import figures
+from batchinfer.telemetry.advice import advise
 from batchinfer.telemetry.fitting import LABEL
 from batchinfer.telemetry.screen import by_code, cost
 from batchinfer.telemetry.snapshot import Snapshot
@@ -29,13 +30,17 @@ def summary(snapshot: Snapshot) -> list[Text]:
         return [_nothing_left(snapshot)]
     lines = [_headline(snapshot), *_counts(snapshot)]
     if not finished.complete and not snapshot.units_committed:
-        return lines  # it came to nothing, and the error that ended it says why
+        # It came to nothing, and the error that ended it says why.
+        return lines + ([_line("report", figures.plain(snapshot.report))] if snapshot.report else [])
     if snapshot.units_committed:
         lines.append(_line("speed", _speed(snapshot)))
         lines += _stages(snapshot)
         lines += _spent(snapshot)
     lines.append(_line("output", figures.plain(snapshot.output)))
+    if snapshot.report:
+        lines.append(_line("report", figures.plain(snapshot.report)))
     lines += _errors(snapshot)
+    lines += [_line("" if number else "advice", text) for number, text in enumerate(advise(snapshot))]
     if finished.complete:
         lines += _next(snapshot)
     return lines
@@ -114,7 +119,7 @@ def _stages(snapshot: Snapshot) -> Iterator[Text]:
     """Say what the devices did with their time, and how much memory that took."""
     whole = sum(snapshot.stage_seconds.values())
     if whole:
-        shares = {stage: snapshot.stage_seconds[stage] / whole for stage in STAGES}
+        shares = {stage: snapshot.stage_seconds.get(stage, 0.0) / whole for stage in STAGES}
         waits = "   ".join(f"{stage} {shares[stage] * 100:.1f}" for stage in STAGES[1:])
         yield _line("device", f"computed {shares[STAGES[0]] * 100:.1f} %   waited for, in %: {waits}")
     if snapshot.model_rate:

@@ -8,13 +8,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from batchinfer.data import STAGES
 from batchinfer.events import (
     BatchFinished,
     EfficiencyMeasured,
     Event,
+    PlanFollowed,
     Retried,
     RunFinished,
     RunStarted,
@@ -54,7 +55,10 @@ class _Worker:
     stages: Mapping[str, float] = field(default_factory=dict)
     stage_meters: dict[str, Meter] = field(default_factory=dict)
     last_rows: deque[int] = field(default_factory=lambda: deque(maxlen=_LAST_BATCHES))
+    past_stages: Counter[str] = field(default_factory=Counter)
     peak_bytes: int = 0
+    num_samples: int = 0
+    units: int = 0
     rate: float = 0.0
     alone_rate: float = 0.0
 
@@ -89,8 +93,18 @@ class _Worker:
                 for stage, meter in self.stage_meters.items()
                 if stage != STAGES[0]
             },
+            lanes=self.lanes,
+            num_samples=self.num_samples,
+            units_committed=self.units,
+            stage_seconds=self.all_stages(),
             peak_bytes=self.peak_bytes,
         )
+
+    def all_stages(self) -> dict[str, float]:
+        """Return the seconds of each stage, those before its deaths included."""
+        total = self.past_stages.copy()
+        total.update(self.stages)
+        return dict(total)
 
 
 class Tally:
@@ -113,6 +127,7 @@ class Tally:
         self._finished: RunFinished | None = None
         self._ended_at: float | None = None
         self._warnings = 0
+        self._report = ""
         self._begin()
 
     def _begin(self) -> None:
@@ -124,7 +139,8 @@ class Tally:
         self._units = self._batches = self._splits = self._num_samples = 0
         self._real_tokens = self._padded_tokens = 0
         self._last_commit: float | None = None
-        self._past_stages: Counter[str] = Counter()
+        self._settings: dict[str, Any] = {}
+        self._cores = 0
         self._errors: Counter[str] = Counter()
         self._retries: Counter[str] = Counter()
         self._error_samples: dict[tuple[ErrorCode, str], RowError] = {}
@@ -137,12 +153,20 @@ class Tally:
     def close(self) -> None:
         """Do nothing: a tally can be read after the end."""
 
-    def _count(self, event: Event, now: float) -> None:
+    def reported(self, place: str) -> None:
+        """Note where the report of the run is."""
+        with self._lock:
+            self._report = place
+
+    def _count(self, event: Event, now: float) -> None:  # noqa: C901 - a case for each event
         match event:
             case RunStarted():
                 self._begin()
                 self._start = event
                 self._workers = {index: _Worker(index) for index in range(event.num_workers)}
+            case PlanFollowed():
+                self._settings.update({name: value for name, (value, _) in event.settings.items()})
+                self._cores = event.cores
             case WorkerReady():
                 self._ready(event, now)
             case BatchFinished():
@@ -169,12 +193,14 @@ class Tally:
         worker.ready_at, worker.lanes = now, event.lanes
         worker.samples, worker.computing, worker.stage_meters = Meter(), Meter(), {}
         worker.last_rows.clear()
+        self._settings.update(event.settings)
         for meter in (worker.samples, worker.computing, self._rows, self._samples, self._tokens):
             meter.start(now)
 
     def _batch(self, event: BatchFinished, now: float) -> None:
         worker = self._worker(event.worker)
         worker.in_flight += event.rows
+        worker.num_samples += event.rows
         worker.compute_s += event.compute_s
         worker.samples.add(now, event.rows)
         worker.computing.add(now, event.compute_s)
@@ -200,6 +226,7 @@ class Tally:
         self._error += receipt.rows_error
         self._filtered += receipt.rows_filtered
         self._units += 1
+        worker.units += 1
         self._last_commit = now
         self._errors.update(receipt.error_codes)
         for error in receipt.errors:
@@ -222,7 +249,7 @@ class Tally:
         # What it had computed and not committed is done again.
         self._rows.add(now, -worker.in_flight)
         worker.in_flight = 0
-        self._past_stages.update(worker.stages)
+        worker.past_stages.update(worker.stages)
         worker.stages = {}
         worker.state = "restarting" if event.restarts else "gone"
         worker.deaths += event.restarts
@@ -287,11 +314,14 @@ class Tally:
             price_per_device_hour=start.price_per_device_hour if start else None,
             max_cost=start.max_cost if start else None,
             energy_joules=self._energy(),
+            settings=dict(self._settings),
+            cores=self._cores,
+            report=self._report,
             finished=finished,
         )
 
     def _stages(self) -> dict[str, float]:
-        total = self._past_stages.copy()
+        total: Counter[str] = Counter()
         for worker in self._workers.values():
-            total.update(worker.stages)
+            total.update(worker.all_stages())
         return dict(total)

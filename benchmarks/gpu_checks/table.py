@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_WAITS = ("compute", "read", "decode", "pack", "transfer", "write", "launch")
+_WAITS = ("compute", "read", "decode", "pack", "transfer", "postprocess", "write", "commit", "launch")
 _WIDE = 32
 
 

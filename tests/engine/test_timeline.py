@@ -53,10 +53,10 @@ def play(batches: list[tuple[float, ...]], lanes: int, commit: float) -> tuple[T
             lane = min(free, key=lambda one: free[one])
             started = max(clock.now, free[lane]) + launch
             free[lane] = started + compute
-            output = SimpleNamespace(batch=batch, started=started, compute_s=compute, lane=lane)
+            output = SimpleNamespace(batch=batch, started=started, compute_s=compute, lane=lane, uploaded=0.0)
             watch.add(cast("OutputBatch", output))
         clock.now = max(clock.now, *free.values()) + commit
-        watch.committed()
+        watch.committed(clock.now - commit)
         watch.close()
         return watch, clock.now - began
 

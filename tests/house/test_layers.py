@@ -50,6 +50,7 @@ FENCES = {
     "safetensors": ("backends/",),
     "subprocess": ("runner/", "engine/loaders.py", "cli/doctor.py"),
     "prometheus_client": ("telemetry/",),
+    "openlineage": ("telemetry/lineage.py",),
     "rich": ("telemetry/", "cli/"),
     "typer": ("cli/",),
     "click": (),

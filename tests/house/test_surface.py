@@ -9,7 +9,7 @@ import typer
 import batchinfer
 from batchinfer import registry
 from batchinfer.cli.app import app
-from batchinfer.config import error_section, limits, sections
+from batchinfer.config import error_section, limits, lineage, sections
 from batchinfer.data import ErrorCode
 from batchinfer.errors import ExitCode
 from batchinfer.events import Event
@@ -86,11 +86,13 @@ KEYS = {
     "RetryOptions": "transient timeout",
     "CanaryOptions": "path rtol atol",
     "LimitsOptions": "deadline max_rows max_device_hours price_per_device_hour max_cost grace",
-    "ObserveOptions": "interval log_file pushgateway listen textfile compat_names",
+    "ObserveOptions": "interval log_file pushgateway listen textfile compat_names openlineage",
+    "OpenLineageOptions": "url file api_key namespace timeout",
     "PushgatewayOptions": "url every instance timeout user password token ca",
 }
 EVENTS = {
     "RunStarted",
+    "PlanFollowed",
     "SettingsChosen",
     "WorkerReady",
     "BatchFinished",
@@ -152,7 +154,7 @@ def test_the_command_line() -> None:
 
 def test_the_keys_of_a_job() -> None:
     """The keys that every format and backend shares, section by section."""
-    homes = {**vars(sections), **vars(limits), **vars(error_section)}
+    homes = {**vars(sections), **vars(limits), **vars(error_section), **vars(lineage)}
     found = {name: " ".join(homes[name].model_fields) for name in KEYS}
     assert found == KEYS
 

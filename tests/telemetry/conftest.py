@@ -104,7 +104,7 @@ class Run:
         )
         self.say(UnitCommitted(worker=worker, receipt=receipt))
 
-    def finish(self, *, exit_code: int = 0, **counts: int) -> None:
+    def finish(self, *, exit_code: int = 0, **counts: Any) -> None:
         """End."""
         self.say(RunFinished(exit_code=exit_code, seconds=self.clock.now, complete=exit_code == 0, **counts))
 

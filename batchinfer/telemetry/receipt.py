@@ -1,0 +1,231 @@
+"""The receipt of a run: what it was told, what it did, on what. One JSON object without a secret or a row.
+
+Its keys are described in `schemas/run-receipt.schema.json`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from batchinfer.errors import BatchinferError
+from batchinfer.redact import redact
+from batchinfer.telemetry import environment
+from batchinfer.telemetry.advice import advise, bottleneck
+
+if TYPE_CHECKING:
+    from batchinfer.config import Job
+    from batchinfer.events import PlanFollowed, RunFinished
+    from batchinfer.storage import Store
+    from batchinfer.telemetry.recording import Recording
+    from batchinfer.telemetry.snapshot import Snapshot
+
+FORMAT = 1
+"""Version of the receipt."""
+
+_LISTED = 100
+_HOUR_S = 3600.0
+
+
+def folder(root: str) -> str:
+    """Return where the receipts of an output are."""
+    return f"{root.rstrip('/')}/_batchinfer/runs"
+
+
+def receipt_of(job: Job, recording: Recording, snapshot: Snapshot) -> dict[str, Any]:
+    """Return the receipt of a run that has ended."""
+    plan, finished = recording.plan, snapshot.finished
+    assert plan is not None
+    assert finished is not None
+    settings = {
+        name: {"value": value, "why": "as asked" if _written(job, name) else why}
+        for name, (value, why) in recording.settings.items()
+    }
+    found = {
+        "format": FORMAT,
+        "run": snapshot.run,
+        "job": job.name,
+        "started_at": _time(recording.started_at),
+        "finished_at": _time(recording.started_at + finished.seconds),
+        "seconds": round(finished.seconds, 3),
+        "exit_code": int(finished.exit_code),
+        "complete": finished.complete,
+        "error": finished.error,
+        "output": job.output.path,
+        "plan": {
+            "id": plan.plan,
+            "generation": plan.generation,
+            "fingerprint": plan.fingerprint,
+            "manifest": f"_batchinfer/{plan.plan}/manifest.json",
+            "manifest_sha256": finished.manifest_sha256,
+        },
+        "model": {
+            "backend": job.model.backend,
+            "path": job.model.path,
+            "entry": job.model.entry,
+            "version": job.model.version,
+            "content": (plan.depends_on.get("model") or {}).get("path"),
+        },
+        "inputs": _inputs(plan.inputs),
+        "document": job.document,
+        "settings": settings,
+        "versions": environment.versions(),
+        "machine": {
+            **environment.machine(),
+            "gpus": [
+                {"index": index, "name": one.gpu.name, "memory_bytes": one.gpu.memory_total_bytes}
+                for index, one in sorted(recording.gpus.items())
+            ],
+        },
+        **_counts(snapshot, finished),
+        **_speed(recording, snapshot),
+        **_price(recording, snapshot, finished, plan),
+        "bottleneck": bottleneck(snapshot),
+        "advice": list(advise(snapshot)),
+        "warnings": [
+            {"at_s": round(at, 3), "code": code, "message": message} for at, code, message in recording.notes
+        ],
+    }
+    return dict(redacted(found))
+
+
+def as_json(receipt: Mapping[str, Any]) -> bytes:
+    """Return a receipt as it is stored."""
+    return json.dumps(receipt, indent=1, allow_nan=False, default=str).encode()
+
+
+def latest(store: Store, root: str, count: int) -> list[dict[str, Any]]:
+    """Read the newest receipts beside an output, the oldest of them first. One that cannot be read, or is of
+    another release's format, is left out."""
+    entries = [entry for entry in store.entries(folder(root)) if entry.uri.endswith(".json")]
+    found = []
+    for entry in sorted(entries, key=lambda entry: entry.modified)[-count:]:
+        try:
+            receipt = json.loads(store.read(entry.uri))
+        except (ValueError, RecursionError, BatchinferError):
+            continue
+        if isinstance(receipt, dict) and receipt.get("format") == FORMAT:
+            found.append(receipt)
+    return found
+
+
+def redacted(value: Any) -> Any:
+    """Take the secrets out of every text in a value."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {str(key): redacted(item) for key, item in value.items()}
+    return [redacted(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _written(job: Job, name: str) -> bool:
+    """Tell whether a key stands in the job file, with a value of its own."""
+    section, _, key = name.partition(".")
+    value = (job.document.get(section) or {}).get(key)
+    return value is not None and value != "auto"
+
+
+def _time(unix_s: float) -> str:
+    moment = dt.datetime.fromtimestamp(unix_s, dt.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _inputs(inputs: Sequence[tuple[str, int, str]]) -> dict[str, Any]:
+    """Describe the input: every file where they are few, else the first, and a digest of all."""
+    digest = hashlib.sha256(json.dumps([list(one) for one in inputs], separators=(",", ":")).encode())
+    return {
+        "files": len(inputs),
+        "bytes": sum(size for _, size, _ in inputs),
+        "sha256": digest.hexdigest(),
+        "listed": [
+            {"uri": uri, "bytes": size, "version": version} for uri, size, version in inputs[:_LISTED]
+        ],
+    }
+
+
+def _counts(snapshot: Snapshot, finished: RunFinished) -> dict[str, Any]:
+    whole = {
+        "ok": finished.rows_ok,
+        "error": finished.rows_error,
+        "filtered": finished.rows_filtered,
+    }
+    return {
+        "rows": {
+            "total": snapshot.rows_total,
+            "reused": snapshot.rows_reused,
+            "ok": snapshot.rows_ok,
+            "error": snapshot.rows_error,
+            "filtered": snapshot.rows_filtered,
+        },
+        "output_rows": whole if finished.rows_ok is not None else None,
+        "units": {
+            "total": snapshot.units_total,
+            "reused": snapshot.units_reused,
+            "committed": snapshot.units_committed,
+        },
+        "errors": dict(snapshot.errors),
+        "error_samples": [
+            {
+                "source": error.source,
+                "row": error.row,
+                "stage": error.stage,
+                "code": str(error.code),
+                "message": error.message,
+            }
+            for error in snapshot.error_samples
+        ],
+    }
+
+
+def _speed(recording: Recording, snapshot: Snapshot) -> dict[str, Any]:
+    spread = recording.batch_seconds
+    return {
+        "batches": {
+            "count": snapshot.num_batches,
+            "rows": snapshot.num_samples,
+            "real_tokens": snapshot.real_tokens,
+            "padded_tokens": snapshot.padded_tokens,
+            "seconds": {
+                "p50": round(spread.percentile(0.5), 6),
+                "p90": round(spread.percentile(0.9), 6),
+                "p99": round(spread.percentile(0.99), 6),
+                "max": round(spread.most, 6),
+                "sum": round(spread.total, 6),
+            },
+        },
+        "stage_seconds": {stage: round(value, 4) for stage, value in snapshot.stage_seconds.items()},
+        "workers": [
+            {
+                "index": worker.index,
+                "device": worker.device,
+                "load_s": round(worker.load_s, 3),
+                "deaths": worker.deaths,
+                "units": worker.units_committed,
+                "rows": worker.num_samples,
+                "busy_ratio": round(worker.mean_busy_ratio, 4),
+                "peak_bytes": worker.peak_bytes,
+                "stage_seconds": {stage: round(value, 4) for stage, value in worker.stage_seconds.items()},
+            }
+            for worker in snapshot.workers
+        ],
+        "rows_per_second": round(snapshot.mean_rows_per_second, 3),
+        "steady_rows_per_second": round(snapshot.steady_rate, 3) or None,
+        "model_rows_per_second": round(snapshot.model_rate, 3) or None,
+        "efficiency": round(snapshot.steady_rate / snapshot.model_rate, 4) if snapshot.model_rate else None,
+    }
+
+
+def _price(
+    recording: Recording, snapshot: Snapshot, finished: RunFinished, plan: PlanFollowed
+) -> dict[str, Any]:
+    devices = len({worker.device for worker in snapshot.workers if worker.device})
+    hours = devices * finished.seconds / _HOUR_S
+    price, _ = plan.settings.get("limits.price_per_device_hour", (None, ""))
+    return {
+        "device_hours": round(hours, 6),
+        "cost": None if price is None else round(price * hours, 6),
+        "energy_joules": None if recording.energy_joules is None else round(recording.energy_joules, 1),
+    }

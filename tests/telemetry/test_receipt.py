@@ -1,0 +1,167 @@
+"""The receipt of every run: what it says, that it is valid, and what `verify` makes of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+import batchinfer as batchinfer_
+from batchinfer.data import STAGES, ErrorCode
+from tests.conftest import CANARY, Run, doubling_job, environment, write_shards
+from tests.runner.commands import start, wait_for_parts
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "run-receipt.schema.json").read_text())
+
+
+def receipts(out: Path) -> list[dict[str, Any]]:
+    """Return the receipts beside an output, in the order of their runs; each is valid and holds no secret."""
+    found = []
+    for path in (out / "_batchinfer" / "runs").glob("*.json"):
+        text = path.read_text()
+        assert CANARY not in text
+        receipt = json.loads(text)
+        problems = [f"{error.json_path}: {error.message}" for error in VALID.iter_errors(receipt)]
+        assert problems == []
+        assert receipt["run"] == path.stem
+        assert path.with_suffix(".html").is_file()
+        found.append(receipt)
+    return sorted(found, key=lambda receipt: receipt["started_at"])
+
+
+VALID = Draft202012Validator(SCHEMA, format_checker=Draft202012Validator.FORMAT_CHECKER)
+
+
+def test_the_schema_knows_the_words_of_the_code() -> None:
+    """The schema is one, describes every key, and lists the stages and error codes that there are."""
+    Draft202012Validator.check_schema(SCHEMA)
+    assert all("description" in key or "const" in key for key in SCHEMA["properties"].values())
+    assert SCHEMA["properties"]["stage_seconds"]["propertyNames"]["enum"] == list(STAGES)
+    assert SCHEMA["properties"]["errors"]["propertyNames"]["enum"] == list(ErrorCode)
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job that fails over its error budget, and goes on with a larger one, with two workers of which one
+    dies on a row. Returns its output."""
+    folder = tmp_path_factory.mktemp("receipts")
+    write_shards(folder / "in", [500, 700])
+    faults = {"250.0": "error", "550.0": "kill", "40.0": "nan"}
+    job = doubling_job(
+        folder,
+        model={"faults": faults, "seconds_per_batch": 0.002, "version": "v7"},
+        errors={"max": 0, "check_finite": True},
+        limits={"price_per_device_hour": 3.2},
+    )
+    more = ["--set", "errors.max=5%", "--set", "compute.workers_per_device=2"]
+    for code, arguments in ((3, []), (0, more)):
+        command = [sys.executable, "-m", "batchinfer", "run", str(job), *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment(), timeout=120, check=False
+        )
+        assert done.returncode == code, done.stderr
+        if code == 0:
+            assert f"report    {folder}/out/_batchinfer/report.html" in done.stderr
+    return folder / "out"
+
+
+def test_a_failed_run_and_the_one_that_completes_it(two_runs: Path) -> None:
+    """Both leave a receipt: why the first ended, and what the second did; together they did every row."""
+    first, second = receipts(two_runs)
+    assert (first["exit_code"], first["complete"], first["output_rows"]) == (3, False, None)
+    assert "errors.max" in first["error"]
+    assert first["plan"]["manifest_sha256"] is None
+
+    seal = json.loads((two_runs / "_SUCCESS").read_text())
+    assert (second["exit_code"], second["complete"], second["error"]) == (0, True, None)
+    assert second["plan"]["manifest_sha256"] == seal["manifest_sha256"]
+    assert second["output_rows"] == {"ok": 1197, "error": 3, "filtered": 0}
+    assert first["plan"] | {"manifest_sha256": None} == second["plan"] | {"manifest_sha256": None}
+    rows = second["rows"]
+    assert rows["reused"] == sum(first["rows"][name] for name in ("ok", "error", "filtered"))
+    assert rows["reused"] + rows["ok"] + rows["error"] == rows["total"] == 1200
+    assert sum(first["errors"].values()) + sum(second["errors"].values()) == 3
+    assert second["errors"]["crash"] == 1
+    assert first["units"]["committed"] + second["units"]["committed"] == second["units"]["total"] == 12
+
+
+def test_what_it_says_of_the_run(two_runs: Path) -> None:
+    """Settings with why, versions, inputs, what each worker did, what it cost; samples without a row's content."""
+    _, second = receipts(two_runs)
+    assert second["settings"]["batching.size"] == {"value": "32", "why": "as asked"}
+    assert second["settings"]["compute.workers_per_device"] == {"value": 2, "why": "as asked"}
+    assert second["settings"]["compute.readers"]["why"] != "as asked"
+    assert {"python", "pyarrow", "numpy"} <= second["versions"].keys()
+    assert second["inputs"]["files"] == len(second["inputs"]["listed"]) == 2
+    assert second["model"]["version"] == "v7"
+    assert len(second["workers"]) == 2
+    assert sum(worker["units"] for worker in second["workers"]) == second["units"]["committed"]
+    assert sum(worker["deaths"] for worker in second["workers"]) >= 1
+    for stage, seconds in second["stage_seconds"].items():
+        each = sum(worker["stage_seconds"].get(stage, 0.0) for worker in second["workers"])
+        assert each == pytest.approx(seconds, abs=1e-3)
+    assert second["cost"] == pytest.approx(3.2 * second["device_hours"], rel=1e-3)
+    assert any(warning["code"] == "worker_died" for warning in second["warnings"])
+    assert {sample["code"] for sample in second["error_samples"]} <= {"model", "crash"}
+    assert second["document"]["output"]["storage_options"] == {"password": "${env:BATCHINFER_TEST_SECRET}"}
+
+
+def test_verify_holds_the_output_against_the_receipt(two_runs: Path, batchinfer: Run) -> None:
+    """The newest receipt must agree with the manifest; one that is gone, or older, or of a later release, says
+    nothing."""
+    assert batchinfer("verify", str(two_runs)).returncode == 0
+    _, second = receipts(two_runs)
+    path = two_runs / "_batchinfer" / "runs" / f"{second['run']}.json"
+    good = path.read_text()
+    lies = {
+        "counted 1199 rows, the manifest says 1200": {**second, "output_rows": {"ok": 1196, "error": 3}},
+        "another manifest": {**second, "plan": {**second["plan"], "manifest_sha256": 64 * "0"}},
+        "the receipt is damaged": [],
+        "": {"format": 2},
+    }
+    for said, receipt in lies.items():
+        path.write_text(json.dumps(receipt))
+        done = batchinfer("verify", str(two_runs))
+        assert done.returncode == (65 if said else 0), said
+        assert said in done.stderr
+    path.unlink()
+    assert batchinfer("verify", str(two_runs)).returncode == 0
+    path.write_text(good)
+
+
+def test_a_run_that_is_stopped(tmp_path: Path) -> None:
+    """After SIGTERM a receipt says how far it came; the run that had nothing left to do leaves none."""
+    write_shards(tmp_path / "in", [600])
+    job = doubling_job(tmp_path, model={"seconds_per_batch": 0.05})
+    process = start("run", str(job))
+    wait_for_parts(tmp_path / "out", 2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    (stopped,) = receipts(tmp_path / "out")
+    assert (stopped["exit_code"], stopped["complete"]) == (75, False)
+    assert stopped["units"]["committed"] >= 2
+
+    batchinfer_.run_job(str(job), model__seconds_per_batch=0)
+    batchinfer_.run_job(str(job), model__seconds_per_batch=0)
+    assert [receipt["exit_code"] for receipt in receipts(tmp_path / "out")] == [75, 0]
+
+
+def test_a_receipt_that_cannot_be_written_fails_nothing(tmp_path: Path, batchinfer: Run) -> None:
+    """A store that does not take it is a warning. A job that is refused leaves nothing in the output."""
+    write_shards(tmp_path / "in", [100])
+    (tmp_path / "out" / "_batchinfer").mkdir(parents=True)
+    (tmp_path / "out" / "_batchinfer" / "runs").write_text("in the way")
+    done = batchinfer("run", str(doubling_job(tmp_path)))
+    assert done.returncode == 0, done.stderr
+    assert "warning=receipt" in done.stderr
+    assert "report    " not in done.stderr
+
+    wrong = doubling_job(tmp_path, model={"inputs": {"x": "text"}}, output={"path": "other/"})
+    assert batchinfer("run", str(wrong)).returncode == 78
+    assert not (tmp_path / "other" / "_batchinfer" / "runs").exists()
