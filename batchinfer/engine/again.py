@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchinfer.data import Again, Chunk, ErrorCode, RowError, Unit
 from batchinfer.engine.commit import Part, UnitWriter, folder_of
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 
 def chosen(errors: pa.Array, where: Mapping[str, str]) -> np.ndarray[Any, Any]:
     """Return which of some rows failed and are asked for, by their `_error`: bool of shape (rows,)."""
+    import pyarrow.compute as pc  # late: it takes a while
+
     mask = errors.is_valid()
     for key, value in where.items():
         mask = pc.and_(mask, pc.fill_null(pc.equal(pc.struct_field(errors, key), value), False))
@@ -41,7 +42,7 @@ def numbers_again(store: Store, root: str, again: Again, sink: Sink) -> np.ndarr
     for name in (*again.parts, *filter(None, [again.sidecar])):
         with store.open(f"{root.rstrip('/')}/{name}") as file:
             _, errors = (sidecar_sink() if name == again.sidecar else sink).failed_rows(file)
-        rows = np.asarray(pc.struct_field(errors, "row"), dtype=np.int64)
+        rows = np.asarray(errors.field("row"), dtype=np.int64)
         found.append(rows[chosen(errors, again.where)])
     return np.sort(np.concatenate(found))
 
@@ -231,6 +232,8 @@ def _failed_in(old: _Old, where: Mapping[str, str]) -> Iterator[tuple[int, int, 
 
 def _with_attempts(rows: pa.Table, before: Sequence[int]) -> pa.Table:
     """Add the attempts that rows had before to those of the ones that failed again."""
+    import pyarrow.compute as pc  # late: it takes a while
+
     errors = rows["_error"].combine_chunks()
     if errors.null_count == len(errors):
         return rows

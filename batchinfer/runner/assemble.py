@@ -94,7 +94,7 @@ def assemble(
         take_turns()
     elif job.compute.affinity == "auto":
         stay_near(int(start.device.partition(":")[2] or 0), at_least=int(job.compute.readers) + _BUSY_THREADS)
-    Trust.presumed = "batchinfer.retry_of" in start.metadata
+    is_retry = Trust.presumed = "batchinfer.retry_of" in start.metadata
     # User code is found beside the job file.
     sys.path.insert(0, job.root)
     steps = load_steps(job, start.device)
@@ -103,7 +103,7 @@ def assemble(
     schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(start.schema)))
     room = Room.of(start.memory_bytes)
     computes = start.purpose in {"run", "canary", "try"}
-    early = _read_early(job, schema, steps, units, room) if computes else None
+    early = _read_early(job, schema, steps, units, room, is_retry=is_retry) if computes else None
     in_processes = computes and job.compute.loaders == "processes"
     loaders = Loaders(int(job.compute.readers), on_retry) if in_processes else None
     try:
@@ -135,13 +135,15 @@ def assemble(
 
 
 def _read_early(
-    job: Job, schema: pa.Schema, steps: Sequence[Preprocessor], units: Units, room: Room
+    job: Job, schema: pa.Schema, steps: Sequence[Preprocessor], units: Units, room: Room, *, is_retry: bool
 ) -> ReadAhead:
     """Begin to read the first units, where it is known which columns are needed."""
     source: Source = registry.load("sources", job.input.format)(job.input)
-    sink: Sink = registry.load("sinks", job.output.format)(job.output)
-    store = open_store(job.output.path, job.output.storage_options)
-    early = ReadAhead(units, AgainSource(source, store, job.output.path, sink), schema, room)
+    if is_retry:
+        sink: Sink = registry.load("sinks", job.output.format)(job.output)
+        store = open_store(job.output.path, job.output.storage_options)
+        source = AgainSource(source, store, job.output.path, sink)
+    early = ReadAhead(units, source, schema, room)
     guessed = columns_before_model(job, schema, steps)
     if guessed is not None:
         early.begin(guessed)

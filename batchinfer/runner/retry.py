@@ -58,6 +58,13 @@ class Retrial:
         sink: Sink = registry.load("sinks", job.output.format)(job.output)
         if not hasattr(sink, "reread"):
             raise JobFileError(f"parts of the format {job.output.format!r} cannot be read and written again")
+        if job.output.commit == "deterministic":
+            # `_SUCCESS` must never go back to an earlier generation, which takes a conditional write.
+            raise JobFileError(
+                f"{job.place(('output', 'commit'))}  output.commit: deterministic allows one generation, and "
+                "a retry begins another",
+                hint="write to a store with conditional writes",
+            )
         state = model_state(job)
         check_pin(job)
         mine = fingerprint(job)

@@ -69,14 +69,14 @@ def test_each_partition_has_its_own(
         table = rows.set_column(1, "x", pa.array(x, pa.float32()))
         pq.write_table(table, tmp_path / "in" / folder / f"{number}.parquet")
     errors = {"max": "50%", "check_finite": True, "to": "separate"}
-    job = doubling_job(tmp_path, errors={**errors, "max_per_partition": "2%"})
-    done = batchinfer("run", str(job))
+    job = str(doubling_job(tmp_path, errors={**errors, "max_per_partition": "2%"}))
+    done = batchinfer("run", job)
     assert done.returncode == 3, done.stderr
     failed, rows_there = (13, 600) if told == "." else (12, 300)
     assert f"partition {told}: {failed} of " in done.stderr
     assert "more than errors.max_per_partition (2%) allows" in done.stderr
-    again = batchinfer("run", str(doubling_job(tmp_path, errors={**errors, "max_per_partition": 13})))
+    again = batchinfer("run", job, "--set", "errors.max_per_partition=13")
     assert again.returncode == 0, again.stderr
-    last = batchinfer("run", str(job))
+    last = batchinfer("run", job)
     assert last.returncode == 3
     assert f"partition {told}: {failed} of {rows_there} rows failed" in last.stderr
