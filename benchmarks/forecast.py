@@ -28,7 +28,7 @@ EXAMPLES = {
     "tabular-scoring": (65_536, []),
     "image-classification": (48, []),
     "text-classification": (400, []),
-    "text-embedding": (400, ["input.limit=2000"]),
+    "text-embedding": (200, ["input.limit=800"]),
 }
 """Rows to sample, and what makes a job shorter, so that ten runs take minutes."""
 
