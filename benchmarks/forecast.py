@@ -92,7 +92,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         os.environ["BATCHINFER_CACHE"] = str(folder / "cache")
-        works = {"simulated": (simulated(folder, 20_000 if arguments.tiny else 100_000), 4096, [])}
+        works = {"simulated": (simulated(folder, 20_000 if arguments.tiny else 50_000), 4096, [])}
         for name, (num_rows, sets) in EXAMPLES.items() if not arguments.tiny else ():
             place = arguments.jobs / name
             if (place / "model").is_dir() and (place / "data").is_dir():
