@@ -86,6 +86,7 @@ class Trials:
             exclusive=True,
             by=policy.by,
             bit=False,
+            retry=way.retry,
         )
         for chunk in self._rows:
             stream = batches_of([chunk, UnitEnd(chunk.unit)], WindowPolicy(_ALL_ROWS, _BATCHES_BYTES), policy)
