@@ -28,7 +28,7 @@ EXAMPLES = {
     "tabular-scoring": (65_536, []),
     "image-classification": (48, []),
     "text-classification": (400, []),
-    "text-embedding": (400, ["input.limit=2000"]),
+    "text-embedding": (200, ["input.limit=800"]),
 }
 """Rows to sample, and what makes a job shorter, so that ten runs take minutes."""
 
@@ -92,7 +92,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         os.environ["BATCHINFER_CACHE"] = str(folder / "cache")
-        works = {"simulated": (simulated(folder, 20_000 if arguments.tiny else 100_000), 4096, [])}
+        works = {"simulated": (simulated(folder, 20_000 if arguments.tiny else 50_000), 4096, [])}
         for name, (num_rows, sets) in EXAMPLES.items() if not arguments.tiny else ():
             place = arguments.jobs / name
             if (place / "model").is_dir() and (place / "data").is_dir():

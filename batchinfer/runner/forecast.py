@@ -7,7 +7,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,9 @@ _HOUR_S = 3600.0
 _WINDOWS = 4
 _LEAST_DOUBT = 0.15
 """Machines are as noisy as that, whatever a sample shows."""
+_VAGUE_DOUBT = 0.5
+"""And so, where the sample was short, or others were at work beside it."""
+_BUSY = 1.5
 _SHORT_S = 2.0
 """A sample that streams for less says little of the pace of a long run."""
 
@@ -85,10 +88,16 @@ def forecast(prepared: Prepared, sampled: Sampled) -> Forecast:
         here=here,
         lines=tuple(_line(rows, units, sampled, count, limits) for count in counts),
         warnings=tuple(_warnings(here, limits)),
-        hints=(f"the sample took {sampled.stream_s:.1f} s: a larger one narrows the range",)
-        if sampled.stream_s < _SHORT_S and sampled.rows < rows
-        else (),
+        hints=tuple(_hints(rows, sampled)),
     )
+
+
+def _hints(rows: int, sampled: Sampled) -> Iterator[str]:
+    """Say what makes the range as wide as it is."""
+    if sampled.stream_s < _SHORT_S and sampled.rows < rows:
+        yield f"the sample took {sampled.stream_s:.1f} s: a larger one narrows the range"
+    if sampled.load > _BUSY:
+        yield f"others are at work here ({sampled.load:.1f} processes to a core), which the range allows for"
 
 
 def _line(rows: int, units: int, sampled: Sampled, devices: int, limits: LimitsOptions) -> Line:
@@ -119,14 +128,16 @@ def _seconds(rows: int, sampled: Sampled, devices: int) -> Range:
     fill_s = sampled.stream_s - pace_s
     faster, again = (3.0, 0.5) if sampled.stream_s < _SHORT_S else (1.5, 0.25)
     fast_s, slow_s = max(computing_s, pace_s / faster), pace_s + again * fill_s
-    doubt = max(_LEAST_DOUBT, _spread(sampled.commits))
+    is_vague = sampled.stream_s < _SHORT_S or sampled.load > _BUSY
+    least = _VAGUE_DOUBT if is_vague else _LEAST_DOUBT
+    doubt = max(least, _spread(sampled.commits))
     around_s = sampled.start_s + sampled.end_s
     # A worker's start overlaps with reading the job, where it is run for itself.
     least_s = min(sampled.load_s + sampled.end_s, around_s)
     return Range(
-        least_s * (1 - _LEAST_DOUBT) + fast_s * scale * (1 - doubt),
+        least_s * (1 - least) + fast_s * scale * (1 - doubt),
         around_s + fill_s + pace_s * scale,
-        (around_s + fill_s) * (1 + 2 * _LEAST_DOUBT) + slow_s * scale * (1 + doubt),
+        (around_s + fill_s) * (1 + 2 * least) + slow_s * scale * (1 + doubt),
     )
 
 

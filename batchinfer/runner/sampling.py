@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -48,6 +49,8 @@ class Sampled:
     commits: tuple[tuple[float, int], ...]
     output_bytes: int
     energy_joules: float | None
+    load: float
+    """Processes that wanted a core in the minute before, to each core: above 1, others were at work."""
 
 
 def sample_run(
@@ -60,6 +63,7 @@ def sample_run(
         raise NoInputError("nothing is left to do, so that there is nothing to forecast")
     tuned = find_tuned(stand_in, machine)
     resolved = resolve(stand_in, machine, tuned=tuned)
+    load = os.getloadavg()[0] / machine.cores
     batch_rows = _batch_rows(real, resolved)
     began = time.monotonic()
     prepared = _sampled(real, prepare(resolved, tuned=tuned), num_rows, batch_rows)
@@ -83,6 +87,7 @@ def sample_run(
         commits=tuple((at - watch.ready, rows) for at, rows in watch.commits),
         output_bytes=watch.output_bytes,
         energy_joules=None if energy is None or after is None else after - energy,
+        load=load,
     )
 
 

@@ -3,6 +3,7 @@ are cut in different ways."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import statistics
 import time
@@ -10,10 +11,14 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
+
 from batchinfer.config import Job
 from batchinfer.config.machine import apply_resolved
 from batchinfer.data import EncodedChunk, HostBatch, UnitEnd
 from batchinfer.engine.device import overlap
+from batchinfer.engine.isolate import Isolator
 from batchinfer.engine.memory_use import MemoryUse, free_memory
 from batchinfer.engine.room import batch_bytes, encoded_bytes
 from batchinfer.errors import DataError, OutOfMemory
@@ -58,7 +63,42 @@ class Trials:
             raise DataError("none of the rows that were to be measured can be computed")
 
     def run(self, attempt: Try) -> Tried:
-        """Compute batches that are cut in one way, for so many seconds; for none, only get ready."""
+        """Compute batches that are cut in one way, for so many seconds; for none, only get ready. Rows that
+        the model refuses are left out."""
+        try:
+            return self._try(attempt)
+        except DataError:
+            self._rows = list(self._good_rows())
+            self._num_rows = sum(len(chunk.good) for chunk in self._rows)
+            self._settings = {}
+            return self._try(attempt)
+
+    def _good_rows(self) -> Iterator[EncodedChunk]:
+        """Yield the rows that the model takes. Raises DataError where it takes none."""
+        policy, way = self._way.batches, self._way
+        isolator = Isolator(
+            way.pipeline.submit,
+            way.pipeline.collect,
+            way.pipeline.discard,
+            outputs=way.outputs,
+            care=way.care,
+            ceiling=way.ceiling,
+            exclusive=True,
+            by=policy.by,
+            bit=False,
+            retry=way.retry,
+        )
+        for chunk in self._rows:
+            stream = batches_of([chunk, UnitEnd(chunk.unit)], WindowPolicy(_ALL_ROWS, _BATCHES_BYTES), policy)
+            bad = {row for batch in stream for row in isolator.collect(isolator.submit(batch)).refused}
+            keep = ~np.isin(chunk.good, list(bad))
+            if keep.any():
+                yield dataclasses.replace(
+                    chunk, tensors=chunk.tensors.filter(pa.array(keep)), good=chunk.good[keep]
+                )
+
+    def _try(self, attempt: Try) -> Tried:
+        """Compute batches that are cut in one way."""
         if attempt.seconds and attempt.settings == self._settings:
             return self._measure(attempt.seconds)
         batching = {f"batching.{name}": (value, "tried") for name, value in attempt.settings.items()}

@@ -168,9 +168,10 @@ class _Search:
                 self.reasons.append(f"the rows that were read fill no larger batch than {_size(best)}")
             size = 0 if descends or trial.is_whole else size * 2
         if best is None:
+            why = f" ({self.trials[-1].note})" if self.trials[-1].note else ""
             raise DeviceError(
-                "not even the smallest batch fits into the memory of the device",
-                hint="a smaller model or precision; shorter rows",
+                f"not even the smallest batch can be computed{why}",
+                hint="a smaller model or precision; shorter rows; `batchinfer preview` tries a few rows",
             )
         if ends_at:
             self.reasons.append(f"{ends_at:,} {by} at once do not fit, or leave less than a tenth free")

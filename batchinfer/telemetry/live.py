@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 from rich.console import Console
 from rich.text import Text
 
-from batchinfer.events import Event, Listening, RunStarted, Warned, WorkerSaid
+from batchinfer.events import Event, Listening, RunStarted, SettingsChosen, Warned, WorkerSaid
 from batchinfer.redact import redact
 from batchinfer.telemetry import figures
 from batchinfer.telemetry.fitting import LABEL
@@ -51,6 +51,9 @@ class LiveProgress:
         match event:
             case RunStarted():
                 self._ticker.start()
+            case SettingsChosen(settings=settings):
+                told = "   ".join(f"{name} {value}" for name, value in settings.items())
+                self._say(Text.assemble(("settings   ", "dim"), figures.plain(told)))
             case WorkerSaid(worker=worker, line=line):
                 self._say(Text.assemble((f"worker {worker} | ", "dim"), figures.plain(redact(line))))
             case Listening(url=url):

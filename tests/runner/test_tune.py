@@ -67,10 +67,11 @@ def test_the_best_size_is_found_and_kept(
 
 
 def test_memory_ends_the_climb(tmp_path: Path, batchinfer: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch that does not fit ends the climb and nothing else; what is shown is what a run would do."""
+    """A batch that does not fit ends the climb and nothing else, and a row that the model refuses is left out;
+    a table says what was measured, and where nothing is to be remembered, that."""
     monkeypatch.setenv("BATCHINFER_CACHE", "off")
     write_shards(tmp_path / "in", [300])
-    model = {"seconds_per_batch": 0.01, "memory_rows": 100}
+    model = {"seconds_per_batch": 0.01, "memory_rows": 100, "faults": {"25.0": "error"}}
     job = doubling_job(tmp_path, batching={"size": "auto"}, model=model, compute=ALONE)
     done = batchinfer("tune", str(job), "--seconds", "0.25")
     assert done.returncode == 0, done.stderr

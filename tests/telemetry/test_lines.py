@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchinfer.events import RunFailed, StagesTimed, Warned, WorkerExited, WorkerSaid
+from batchinfer.events import RunFailed, SettingsChosen, StagesTimed, Warned, WorkerExited, WorkerSaid
 from batchinfer.hardware import Gpu, GpuSample
 from batchinfer.telemetry.devices import Devices
 from batchinfer.telemetry.lines import LineProgress
@@ -71,6 +71,15 @@ def test_a_line_per_interval(run: Any, no_gpus: Devices) -> None:
         run.batch(10, after=1, seconds=0.83)
         seen += log.tick()
     assert [line.split()[0] for line in seen] == ["t=00:00:30", "t=00:01:00"]
+
+
+@pytest.mark.usefixtures("quiet")
+def test_what_was_settled_on_is_one_line(run: Any, no_gpus: Devices) -> None:
+    """Each value that the job left open, with the reason for it."""
+    log = Log(run, no_gpus)
+    run.start(rows=1000, units=10)
+    run.say(SettingsChosen(settings={"batching.size": "64 (tuned 2026-12-01)", "device": "cpu"}))
+    assert log.tick()[1:] == ['t=00:00:00 event=settings batching.size="64 (tuned 2026-12-01)" device=cpu']
 
 
 @pytest.mark.usefixtures("quiet")

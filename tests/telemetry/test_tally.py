@@ -242,6 +242,7 @@ def test_only_the_events_of_the_house_are_known() -> None:
         "WorkerSaid",
         "RunFailed",
         "Listening",
+        "SettingsChosen",
         *(cls.__name__ for cls in (RunStarted, RunFinished, UnitCommitted)),
     }
     known |= {cls.__name__ for cls in (WorkerReady, WorkerExited, Warned)}
