@@ -31,7 +31,7 @@ CASES: dict[str, tuple[str | bytes, list[str]]] = {
     ),
     "unknown key without a guess": (
         HEAD + "errors: {zzz: 1}\n",
-        [":5:10  errors.zzz: unknown key (known: check_finite, max, on_error)"],
+        [":5:10  errors.zzz: unknown key (known: check_finite, max, on_error, retry)"],
     ),
     "unknown section": (
         HEAD + "chekpoint: {}\n",

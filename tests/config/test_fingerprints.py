@@ -83,6 +83,10 @@ NEUTRAL: dict[str, Any] = {
     "input.storage_options": {"region": "x"},
     "model.sha256": "0" * 64,
     "model.allow_unsafe_model": True,
+    "model.canary": {"path": "c.parquet"},
+    "model.canary.path": {"path": "c.parquet"},
+    "model.canary.rtol": {"path": "c.parquet", "rtol": 0.1},
+    "model.canary.atol": {"path": "c.parquet", "atol": 0.1},
     "output.path": "elsewhere",
     "output.storage_options": {"region": "x"},
     "output.commit": "deterministic",
@@ -90,6 +94,9 @@ NEUTRAL: dict[str, Any] = {
     "checkpoint.every": 3.0,
     "checkpoint.spill_bytes": 3,
     "errors.max": 3,
+    "errors.retry": {"timeout": 0},
+    "errors.retry.transient": 1,
+    "errors.retry.timeout": 1,
     "compute.devices": "cpu",
     "compute.workers_per_device": 3,
     "compute.threads": 3,
@@ -143,9 +150,15 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     """Return the base job with one value put in."""
     document = copy.deepcopy(BASE)
     node: Any = document
+<<<<<<< HEAD
     *parents, last = re.sub(
         r"pushgateway\.(every|instance|timeout|user|password|token|ca)$", "pushgateway", path
     ).split(".")
+=======
+    *parents, last = re.sub(r"(pushgateway|canary)\.(every|instance|timeout|path|.tol)$", r"\1", path).split(
+        "."
+    )
+>>>>>>> 659dba1 (tests: the new keys, and what they leave as it is)
     if path.endswith("pushgateway.url"):
         parents, last, value = ["observe"], "pushgateway", {"url": value}
     for part in parents:
