@@ -150,15 +150,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     """Return the base job with one value put in."""
     document = copy.deepcopy(BASE)
     node: Any = document
-<<<<<<< HEAD
-    *parents, last = re.sub(
-        r"pushgateway\.(every|instance|timeout|user|password|token|ca)$", "pushgateway", path
-    ).split(".")
-=======
-    *parents, last = re.sub(r"(pushgateway|canary)\.(every|instance|timeout|path|.tol)$", r"\1", path).split(
-        "."
-    )
->>>>>>> 659dba1 (tests: the new keys, and what they leave as it is)
+    inner = r"(pushgateway|canary)\.(every|instance|timeout|user|password|token|ca|path|.tol)$"
+    *parents, last = re.sub(inner, r"\1", path).split(".")
     if path.endswith("pushgateway.url"):
         parents, last, value = ["observe"], "pushgateway", {"url": value}
     for part in parents:
