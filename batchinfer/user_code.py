@@ -66,7 +66,8 @@ def call(entry: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     except BatchinferError:
         raise
-    except Exception as error:
+    # One that calls sys.exit means its own program, which this is not.
+    except (Exception, SystemExit) as error:
         home = getattr(sys.modules.get(entry.partition(":")[0]), "__file__", None)
         where, kind = place(error, home=home), type(error).__name__
         if fault := device_error(error, f"{entry} raised {kind}", where=where):

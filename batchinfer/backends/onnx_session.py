@@ -173,7 +173,9 @@ class OnnxBackend:
             return onnxruntime.InferenceSession(path, settings, providers=providers, enable_fallback=0)
         except Exception as error:
             if _is_device_trouble(error, path=str(path)):
-                raise DeviceError(f"{path} cannot be loaded: {_first_line(error)}", hint=WAY_OUT) from error
+                failed = DeviceError(f"{path} cannot be loaded: {_first_line(error)}", hint=WAY_OUT)
+                failed.fault = fault_of(error)
+                raise failed from error
             raise DataError(f"{path} is no model that onnxruntime can load: {_first_line(error)}") from error
 
     def _bind(self, stream: Any) -> None:

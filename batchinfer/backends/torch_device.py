@@ -19,5 +19,8 @@ def torch_device(name: str) -> Any:
         if torch.version.cuda is None:
             raise DeviceError(f"{name}: torch {torch.__version__} is built without CUDA", hint=_WAY_OUT)
         if (device.index or 0) >= count:
-            raise DeviceError(f"there is no {name}: torch can use {count} GPUs", hint=_WAY_OUT)
+            error = DeviceError(f"there is no {name}: torch can use {count} GPUs", hint=_WAY_OUT)
+            # Where there are others, this one may have been lost.
+            error.fault = "NoDevice" if count else ""
+            raise error
     return device

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from batchinfer.crash import crash_point
 from batchinfer.data import HostBatch, OutputBatch
 from batchinfer.loader.prefetch import Bound, prefetch
 
@@ -98,6 +99,19 @@ def open_pipeline(backend: Backend, device: str, *, host_bytes: int) -> DevicePi
     from batchinfer.engine.rings import RingSizes
 
     return RingPipeline(backend, CudaRuntime(device), RingSizes(host_bytes=host_bytes))
+
+
+def crashing(submit: Callable[[HostBatch], InFlight]) -> Callable[[HostBatch], InFlight]:
+    """Let tests end the process before and after a batch is submitted."""
+
+    def call(batch: HostBatch) -> InFlight:
+        """Queue a batch."""
+        crash_point("infer.before")
+        inflight = submit(batch)
+        crash_point("infer.mid")
+        return inflight
+
+    return call
 
 
 def overlap(

@@ -41,7 +41,7 @@ from batchinfer.data import (
     Unit,
     UnitEnd,
 )
-from batchinfer.engine.device import DevicePipeline, InFlight, overlap
+from batchinfer.engine.device import DevicePipeline, InFlight, crashing, overlap
 from batchinfer.engine.gather import Gatherer, failures, windows_of
 from batchinfer.engine.isolate import Isolator
 from batchinfer.engine.replay import Efficiency, Sample
@@ -180,7 +180,7 @@ def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
     """Chain the stages up to the results; each runs ahead of the next, within its bounds."""
     encode = _or_stop(_timed(way.encode), stop, failed)
     isolator = Isolator(
-        _crashing(way.pipeline.submit),
+        crashing(way.pipeline.submit),
         way.pipeline.collect,
         way.pipeline.discard,
         outputs=way.outputs,
@@ -266,19 +266,6 @@ def measure(way: Way) -> Efficiency | None:
         lambda batches: _computed(submit, collect, batches, way, stop, failed),
         committed=way.timeline.last_commit,
     )
-
-
-def _crashing(submit: Callable[[HostBatch], InFlight]) -> Callable[[HostBatch], InFlight]:
-    """Let tests end the process before and after a batch is submitted."""
-
-    def call(batch: HostBatch) -> InFlight:
-        """Queue a batch."""
-        crash_point("infer.before")
-        inflight = submit(batch)
-        crash_point("infer.mid")
-        return inflight
-
-    return call
 
 
 def _passing_done(

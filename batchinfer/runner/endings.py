@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from batchinfer.data import ErrorCode
+from batchinfer.device_faults import harm_of
 from batchinfer.errors import DeviceError, from_message
 from batchinfer.lifeline import died_of
 
@@ -38,9 +39,14 @@ def ending(
     that failed under it. Raises every other error that it told, also one of a device that is missing."""
     if failure is not None:
         error = from_message(asdict(failure))
-        if not (isinstance(error, DeviceError) and (has_begun or error.fault)):
+        if not isinstance(error, DeviceError) or not (has_begun or _is_of_device(error)):
             raise error
         return f"ended: {error.message}", ErrorCode.DEVICE
     if stalled_s is not None:
         return f"finished nothing for {stalled_s:.0f} s and was ended", ErrorCode.TIMEOUT
     return f"died ({died_of(code)})", ErrorCode.CRASH
+
+
+def _is_of_device(error: DeviceError) -> bool:
+    """Tell whether another device may do better: a model that is too large is too large everywhere."""
+    return bool(error.fault) and harm_of(error.fault) != "memory"

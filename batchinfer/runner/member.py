@@ -55,6 +55,11 @@ class Member:
         return True
 
     @property
+    def is_leaving(self) -> bool:
+        """Whether it must get no more units."""
+        return self.stopping or self.retiring or self.killed
+
+    @property
     def num_to_compute(self) -> int:
         """Units that it has and that are not yet being committed: a slow store must not keep it waiting. So
         many may be under way there that they are done within a grace period."""

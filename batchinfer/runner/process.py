@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _LINES_KEPT = 200
 _LINES_OF_STACKS = 20_000
+_LONGEST_LINE = 64 * 1024
 _LAST_WORDS_S = 1.0
 _LOADER = b"batchinfer.engine.loader_process"
 
@@ -233,6 +234,8 @@ class LineTail:
     def feed(self, data: bytes) -> list[str]:
         """Return the lines that are complete."""
         *whole, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > _LONGEST_LINE:
+            whole, self._rest = [*whole, self._rest], b""
         lines = [line.decode(errors="replace").rstrip("\r") for line in whole]
         self.lines.extend(lines)
         return lines

@@ -148,7 +148,7 @@ class Supervisor:
     def _feed(self, member: Member) -> None:
         """Keep a worker two units ahead, and about a second, so that it never waits for us."""
         most = member.units_at_once(time.monotonic())
-        while not member.stopping and not member.retiring and member.num_to_compute < most:
+        while not member.is_leaving and member.num_to_compute < most:
             assign = self._work.take()
             if assign is None:
                 return
@@ -255,7 +255,8 @@ class Supervisor:
         member.worker.close()
         code = -signal.SIGKILL if code is None else code
         device = member.start.device
-        if self._court.circuits.is_open(device) or (member.retiring and code == 0):
+        is_retired = member.retiring and not member.stopping and code == 0
+        if self._court.circuits.is_open(device) or is_retired:
             restarts = not self._court.circuits.is_open(device)
             self._emit(WorkerExited(worker=member.index, code=code, restarts=restarts))
             self._work.give_back(member.assigned.values())
@@ -293,12 +294,8 @@ class Supervisor:
             self._assign(least, Assign(unit=unit, spilled=True))
 
     def _may_take(self, member: Member, device: str) -> bool:
-        busy = member.stopping or member.retiring or member.killed
-        return (
-            not busy
-            and member.start.device != device
-            and not self._court.circuits.is_open(member.start.device)
-        )
+        here = member.start.device
+        return not member.is_leaving and here != device and not self._court.circuits.is_open(here)
 
     def _leave_alone(self, device: str, why: str) -> None:
         """Trust a device no more: its workers end, and others do their units. Raises DeviceError where there

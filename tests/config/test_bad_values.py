@@ -32,7 +32,10 @@ CASES: dict[str, tuple[str | bytes, list[str]]] = {
     "unknown key without a guess": (
         HEAD + "errors: {zzz: 1}\n",
         [
-            ":5:10  errors.zzz: unknown key (known: check_finite, keep_input, max, max_per_partition, on_error, to)"
+            (
+                ":5:10  errors.zzz: unknown key (known: check_finite, keep_input, max, max_per_partition, "
+                "on_error, retry, to)"
+            )
         ],
     ),
     "unknown section": (

@@ -85,6 +85,10 @@ NEUTRAL: dict[str, Any] = {
     "input.storage_options": {"region": "x"},
     "model.sha256": "0" * 64,
     "model.allow_unsafe_model": True,
+    "model.canary": {"path": "c.parquet"},
+    "model.canary.path": {"path": "c.parquet"},
+    "model.canary.rtol": {"path": "c.parquet", "rtol": 0.1},
+    "model.canary.atol": {"path": "c.parquet", "atol": 0.1},
     "output.path": "elsewhere",
     "output.storage_options": {"region": "x"},
     "output.commit": "deterministic",
@@ -93,6 +97,9 @@ NEUTRAL: dict[str, Any] = {
     "checkpoint.spill_bytes": 3,
     "errors.max_per_partition": "1%",
     "errors.max": 3,
+    "errors.retry": {"timeout": 0},
+    "errors.retry.transient": 1,
+    "errors.retry.timeout": 1,
     "compute.devices": "cpu",
     "compute.workers_per_device": 3,
     "compute.threads": 3,
@@ -146,9 +153,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     """Return the base job with one value put in."""
     document = copy.deepcopy(BASE)
     node: Any = document
-    *parents, last = re.sub(
-        r"pushgateway\.(every|instance|timeout|user|password|token|ca)$", "pushgateway", path
-    ).split(".")
+    inner = r"(pushgateway|canary)\.(every|instance|timeout|user|password|token|ca|path|.tol)$"
+    *parents, last = re.sub(inner, r"\1", path).split(".")
     if path.endswith("pushgateway.url"):
         parents, last, value = ["observe"], "pushgateway", {"url": value}
     for part in parents:

@@ -145,9 +145,10 @@ def test_a_hung_worker_is_replaced_with_a_dump(tmp_path: Path, batchinfer: Run) 
     assert done.returncode == 0, done.stderr
     assert "finished nothing for" in done.stderr
     assert "line 6 in hang" in done.stderr.partition("it stood at")[2]
-    (stacks,) = (tmp_path / "out" / "_batchinfer" / "stacks").iterdir()
-    assert f"all its stacks: {stacks}" in done.stderr
-    told = stacks.read_text()
+    # A slow machine may be taken for hung once more.
+    stacks = sorted((tmp_path / "out" / "_batchinfer" / "stacks").iterdir())
+    assert f"all its stacks: {stacks[0]}" in done.stderr
+    told = "".join(path.read_text() for path in stacks)
     assert "line 6 in hang" in told
     assert told.count("most recent call first") > 3
     assert len(parts_of(tmp_path / "out")) == 5

@@ -45,6 +45,16 @@ def after(results):
 def refuses(rows):
     passes("asked", 0)
     raise ConnectionRefusedError("for ever")
+
+def misbehaves(rows):
+    import subprocess, sys
+    ids = rows["id"].to_pylist()
+    if 7 in ids:
+        sys.exit("this program is done")
+    if 50 in ids:
+        print("x" * 300_000, end="")
+        subprocess.Popen(["sleep", "30"])
+    return {"x": rows["x"]}
 """
 
 
@@ -98,6 +108,20 @@ def test_a_stop_ends_the_waiting(tmp_path: Path) -> None:
     assert time.monotonic() - began < 20
     assert "late_error" not in said
     assert not list((tmp_path / "out").glob("part-*"))
+
+
+def test_code_that_exits_floods_and_leaves_children(tmp_path: Path, batchinfer: Run) -> None:
+    """A row on which it exits fails alone; what it prints without end is cut into lines; and a process that it
+    leaves behind, with the worker's output in its hands, holds nobody up."""
+    job = job_of(tmp_path, "misbehaves", compute={"loaders": "threads"}, errors={"max": "100%"})
+    began = time.monotonic()
+    done = batchinfer("run", str(job))
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 60
+    rows = ds.dataset(tmp_path / "out", format="parquet").to_table().sort_by("id").to_pylist()
+    assert {row["id"]: row["_error"]["code"] for row in rows if row["_error"]} == {7: "user"}
+    assert len(rows) == 100
+    assert max(map(len, done.stderr.splitlines())) < 100_000
 
 
 def test_a_worker_that_leaks_is_replaced(tmp_path: Path, batchinfer: Run) -> None:

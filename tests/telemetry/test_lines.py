@@ -263,6 +263,7 @@ def test_json_lines_have_stable_names(run: Any, no_gpus: Devices, failed_row: Ca
                 "energy_kwh",
                 "output",
                 "errors",
+                "retries",
                 "error_samples",
             },
         ),
