@@ -115,7 +115,11 @@ def _rules(job: str | None, thresholds: Thresholds) -> Iterator[Rule]:
     exit_code = f"max by (job) (batchinfer_last_run_exit_code{here})"
     yield Rule(
         name="BatchinferRunFailed",
-        expr=f"{exit_code} != 0 and {exit_code} != 75",
+        expr=f"""
+            {exit_code} != 0
+            and {exit_code} != 75
+            unless on (job) sum by (job) (batchinfer_running{here}) > 0
+        """,
         for_s=0.0,
         severity="critical",
         summary="the last run of {{ $labels.job }} ended with exit code {{ $value }}",

@@ -140,6 +140,16 @@ _ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 ),
             ),
             Panel(
+                "Calls made again, by why they had failed",
+                ((f"sum by (reason) (batchinfer_retries_total{_HERE})", "{{reason}}"),),
+                stacked=True,
+            ),
+            Panel(
+                "Units",
+                ((f"sum by (state) (batchinfer_units{_HERE})", "{{state}}"),),
+                stacked=True,
+            ),
+            Panel(
                 "Seconds since the last progress",
                 ((f"time() - batchinfer_last_progress_timestamp_seconds{_HERE}", "{{instance}}"),),
                 "s",

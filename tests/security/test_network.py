@@ -25,7 +25,7 @@ from batchinfer.telemetry.tally import Tally
 from tests.conftest import doubling_job, environment, write_shards
 from tests.security.servers import Heard, serving
 
-LABELS = {"outcome", "state", "code", "stage", "le", "gpu", "version", "python", "kind", "queue"}
+LABELS = {"outcome", "state", "code", "stage", "le", "gpu", "version", "python", "kind", "queue", "reason"}
 """Every label that a metric may have. Their values are from fixed lists, not from data."""
 
 
