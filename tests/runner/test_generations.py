@@ -174,7 +174,7 @@ def test_a_lost_part_is_computed_again(tmp_path: Path, batchinfer: Run) -> None:
 
 def test_status_tells_who_is_at_work(tmp_path: Path, batchinfer: Run) -> None:
     """From the output alone: progress, the process at work, and after its death the units it had."""
-    write_shards(tmp_path / "in", [900])
+    write_shards(tmp_path / "in", [3000])
     slow = str(doubling_job(tmp_path, model={"seconds_per_batch": 0.2}, compute={"heartbeat": 0.3}))
     process = start("run", slow)
     wait_for_parts(tmp_path / "out", 1)
