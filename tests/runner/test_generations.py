@@ -183,8 +183,9 @@ def test_status_tells_who_is_at_work(tmp_path: Path, batchinfer: Run) -> None:
     assert len(during["processes"]) == 1
     subprocess.run(["kill", "-9", str(process.pid)], check=True)
     process.communicate(timeout=20)
+    there = len(parts_of(tmp_path / "out"))
     restarted = start("run", slow)
-    wait_for_parts(tmp_path / "out", 3)
+    wait_for_parts(tmp_path / "out", there + 1)
     told = json.loads(batchinfer("status", str(tmp_path / "out"), "--json").stdout)
     restarted.terminate()
     _, stderr = restarted.communicate(timeout=20)
