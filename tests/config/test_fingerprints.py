@@ -120,6 +120,7 @@ NEUTRAL: dict[str, Any] = {
     "limits.grace": 3.0,
     "input.incremental": True,
     "observe.interval": 3.0,
+    "observe.log_file": "run.jsonl",
     "observe.pushgateway": {"url": "http://h:1"},
     "observe.pushgateway.url": "http://h:1",
     "observe.pushgateway.every": {"url": "http://h:1", "every": 3},
