@@ -29,7 +29,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from batchinfer.crash import crash_point
 from batchinfer.data import (
     Chunk,
     EncodedChunk,
@@ -44,17 +43,16 @@ from batchinfer.data import (
 from batchinfer.engine.device import DevicePipeline, InFlight, crashing, overlap
 from batchinfer.engine.gather import Gatherer, failures, windows_of
 from batchinfer.engine.isolate import Isolator
+from batchinfer.engine.reading import Timed, pieces
 from batchinfer.engine.replay import Efficiency, Sample
-from batchinfer.engine.room import Room, batch_bytes, chunk_bytes, encoded_bytes, output_bytes
+from batchinfer.engine.room import Room, batch_bytes, encoded_bytes, output_bytes
 from batchinfer.engine.timeline import Timeline
 from batchinfer.errors import unit_context
 from batchinfer.loader.batches import BatchPolicy
-from batchinfer.loader.prefetch import Bound, Levels, head_start, ordered_map, prefetch
+from batchinfer.loader.prefetch import Bound, Levels, ordered_map, prefetch
 from batchinfer.loader.windows import WindowPolicy, batches_of
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from batchinfer.data import TensorSpec
     from batchinfer.engine.care import Care
     from batchinfer.engine.ceiling import Ceiling
@@ -62,7 +60,6 @@ if TYPE_CHECKING:
     from batchinfer.engine.encode import Encoder
     from batchinfer.engine.retry import Retry
     from batchinfer.engine.spill import Spills
-    from batchinfer.protocols import Source
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -70,16 +67,6 @@ R = TypeVar("R")
 _COMMITTERS = 4
 _BATCHES_AHEAD = 32
 _RESULTS_AHEAD = 8
-MAX_CHUNK_ROWS = 32_768
-_CHUNK_BYTES = 16 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Timed:
-    """Rows as they were read, and when."""
-
-    rows: Chunk | UnitEnd
-    at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +181,7 @@ def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
     submit, collect = _passing_done(way, isolator)
     submit, collect = _or_stop(submit, stop, failed), _or_stop(collect, stop, failed)
     encoded = prefetch(
-        ordered_map(encode, _pieces(way.chunks, way.chunk_rows), threads=way.readers, name="encode"),
+        ordered_map(encode, pieces(way.chunks, way.chunk_rows), threads=way.readers, name="encode"),
         bound=Bound(64, way.room.encoded),
         size_of=encoded_bytes,
         name="encode",
@@ -320,63 +307,6 @@ def _or_stop(function: Callable[[T], R], stop: threading.Event, failed: threadin
             raise
 
     return call
-
-
-def start_reading(
-    units: Iterable[Unit],
-    source: Source,
-    *,
-    schema: pa.Schema,
-    columns: Sequence[str],
-    room: Room,
-    levels: Levels,
-) -> Generator[Timed, None, None]:
-    """Begin to read some columns, with the types of the plan's schema, in a thread. What comes back must
-    be closed."""
-    items = read(units, source, schema, columns)
-    return head_start(
-        items,
-        bound=Bound(8, room.read),
-        size_of=lambda item: chunk_bytes(item.rows),
-        name="read",
-        levels=levels,
-    )
-
-
-def read(
-    units: Iterable[Unit], source: Source, schema: pa.Schema, columns: Sequence[str]
-) -> Generator[Timed, None, None]:
-    """Read units one after the other, each followed by its end."""
-    for unit in units:
-        with unit_context(unit):
-            rows = _rows_per_chunk(unit)
-            crash_point("read.open")
-            for chunk in source.read(unit, schema=schema, columns=columns, batch_rows=rows):
-                yield Timed(chunk, time.perf_counter())
-                crash_point("read.mid")
-        yield Timed(UnitEnd(unit), time.perf_counter())
-
-
-def _rows_per_chunk(unit: Unit) -> int:
-    """Keep a chunk near 16 MiB, by what the footer says of its rows. The same for every run; and a power of
-    two, as batches are by default: one that lies across a seam must be copied."""
-    num_bytes = sum(block.num_bytes for block in unit.shard.blocks)
-    row_bytes = max(num_bytes // max(unit.shard.num_rows, 1), 1)
-    rows = max(1, min(MAX_CHUNK_ROWS, _CHUNK_BYTES // row_bytes))
-    return 1 << (rows.bit_length() - 1)
-
-
-def _pieces(chunks: Generator[Timed, None, None], num_rows: int) -> Generator[Timed, None, None]:
-    """Cut chunks into pieces of at most so many rows: encoded, they may be far larger."""
-    with closing(chunks):
-        for item in chunks:
-            if isinstance(item.rows, UnitEnd) or len(item.rows.numbers) <= num_rows:
-                yield item
-                continue
-            whole = item.rows
-            for at in range(0, len(whole.numbers), num_rows):
-                rows, numbers = whole.rows.slice(at, num_rows), whole.numbers[at : at + num_rows]
-                yield Timed(Chunk(whole.unit, rows, numbers), item.at)
 
 
 def _until(

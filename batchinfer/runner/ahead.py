@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from batchinfer.engine.unit import Timed, start_reading
+from batchinfer.engine.reading import Timed, start_reading
 from batchinfer.loader.prefetch import Levels
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ from batchinfer.engine.encode import Encoder
 from batchinfer.engine.gather import Gatherer
 from batchinfer.engine.loaders import Loaders
 from batchinfer.engine.memory_use import MemoryUse
+from batchinfer.engine.reading import MAX_CHUNK_ROWS, Timed
 from batchinfer.engine.replay import Sample
 from batchinfer.engine.retry import Retry
 from batchinfer.engine.room import Room
@@ -34,7 +35,7 @@ from batchinfer.engine.sidecar import Apart
 from batchinfer.engine.spill import Spills
 from batchinfer.engine.steps import Stepped, Steps, load_steps
 from batchinfer.engine.timeline import Timeline
-from batchinfer.engine.unit import MAX_CHUNK_ROWS, Timed, Way
+from batchinfer.engine.unit import Way
 from batchinfer.hardware import gpus, stay_near, take_turns
 from batchinfer.loader.batches import BatchPolicy
 from batchinfer.loader.costs import cost_of

@@ -26,6 +26,7 @@ def test_every_stage_on_the_map_exists() -> None:
         importlib.import_module(f"batchinfer.{name}")
         for name in (
             "engine.unit",
+            "engine.reading",
             "engine.device",
             "engine.gather",
             "engine.spill",
