@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What a run found. `stored`: the plan is beside the output already, and `finished`: so
-    is its manifest; `arrivals` are files that
-    came since and wait until this plan is complete; `model_state` is how the model's files were before
+    """What a run found. `stored`: the plan is beside the output already, and `finished`: its manifest too;
+    `arrivals` are files that came since and wait until this plan is complete; `model_state` is how the model's files were before
     they were hashed, `model_hash` names their content; `beats` are the signs of life of other processes.
     The job's batches are cut as the plan says."""
 
