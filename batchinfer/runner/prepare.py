@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What a run found. `stored`: the plan is beside the output already, and `finished`: its manifest too;
-    `arrivals` are files that came since and wait until this plan is complete; `model_state` is how the model's files were before
-    they were hashed, `model_hash` names their content; `beats` are the signs of life of other processes.
-    The job's batches are cut as the plan says."""
+    """What a run found. `stored`: the plan is beside the output already; `finished`: its manifest too.
+    `arrivals` are files that came since and wait until this plan is complete; `model_state` is how the
+    model's files were before they were hashed, `model_hash` names their content; `beats` are the signs of
+    life of other processes. The job's batches are cut as the plan says."""
 
     job: Job
     source: Source
