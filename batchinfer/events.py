@@ -179,7 +179,8 @@ class RunFinished:
 
     `rows_ok`, `rows_error` and `rows_filtered` are those of the whole output, earlier runs included;
     None where nobody has counted it. `error` says what ended the run early, `manifest_sha256` is that of
-    the manifest of a complete output.
+    the manifest of a complete output. `forecast` are the seconds that were foretold of this run, `low`,
+    `expected` and `high`, and the `actual` ones; None where nothing was.
     """
 
     exit_code: int
@@ -190,6 +191,7 @@ class RunFinished:
     rows_filtered: int | None = None
     error: str | None = None
     manifest_sha256: str | None = None
+    forecast: Mapping[str, float] | None = None
 
 
 Event: TypeAlias = (

@@ -89,6 +89,7 @@ def run(
                 rows_error=report.rows_error if whole else None,
                 rows_filtered=report.rows_filtered if whole else None,
                 manifest_sha256=report.manifest_sha256,
+                forecast=report.forecast,
             )
         )
         return report
@@ -180,9 +181,10 @@ class _Session:
         self._announce(prepared, pending, devices if pending else ())
         if self.retrial is not None and (told := self.retrial.told(plan)):
             self._warn("retry", told)
+        completes = not prepared.pending and not prepared.finished
+        if prepared.stored and (pending or completes):
+            self.emit(plan_followed(prepared))
         if pending:
-            if prepared.stored:
-                self.emit(plan_followed(prepared))
             probe(prepared.store, root, commit=self._job.output.commit)
             if self._job.output.commit in _PROMISES:
                 self._warn("commit", _PROMISES[self._job.output.commit])

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What a run found. `stored`: the plan is beside the output already; `arrivals` are files that
-    came since and wait until this plan is complete; `model_state` is how the model's files were before
-    they were hashed, `model_hash` names their content; `beats` are the signs of life of other processes.
-    The job's batches are cut as the plan says."""
+    """What a run found. `stored`: the plan is beside the output already; `finished`: its manifest too.
+    `arrivals` are files that came since and wait until this plan is complete; `model_state` is how the
+    model's files were before they were hashed, `model_hash` names their content; `beats` are the signs of
+    life of other processes. The job's batches are cut as the plan says."""
 
     job: Job
     source: Source
@@ -39,6 +39,7 @@ class Prepared:
     plan: Plan
     ledger: Ledger
     stored: bool
+    finished: bool
     spilled: frozenset[int]
     arrivals: int
     model_state: dict[str, str]
@@ -84,6 +85,7 @@ def prepare(job: Job, *, force: bool = False, tuned: Tuned | None = None) -> Pre
     stored = read_plan(store, root, numbers[-1]) if numbers else None
     parent: Plan | None = None
     arrivals = 0
+    finished = False
     if stored is None:
         require_empty(there, root)
     else:
@@ -120,6 +122,7 @@ def prepare(job: Job, *, force: bool = False, tuned: Tuned | None = None) -> Pre
         plan=plan,
         ledger=ledger_of(there, plan.layout(root)),
         stored=stored is not None,
+        finished=finished and stored is not None,
         spilled=plan.layout(root).spilled_units(below(root, entry.uri) for entry in there),
         arrivals=arrivals,
         model_state=state,

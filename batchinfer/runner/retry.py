@@ -96,6 +96,7 @@ class Retrial:
             plan=plan,
             ledger=ledger_of(there, plan.layout(root)),
             stored=resumed,
+            finished=False,
             spilled=plan.layout(root).spilled_units(below(root, entry.uri) for entry in there),
             arrivals=0,
             model_state=state,

@@ -83,6 +83,7 @@ def receipt_of(job: Job, recording: Recording, snapshot: Snapshot) -> dict[str, 
         **_counts(snapshot, finished),
         **_speed(recording, snapshot),
         **_price(recording, snapshot, finished, plan),
+        "forecast": _forecast(finished),
         "bottleneck": bottleneck(snapshot),
         "advice": list(advise(snapshot)),
         "warnings": [
@@ -131,6 +132,13 @@ def _written(job: Job, name: str) -> bool:
 def _time(unix_s: float) -> str:
     moment = dt.datetime.fromtimestamp(unix_s, dt.UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _forecast(finished: RunFinished) -> dict[str, float] | None:
+    """Return what was foretold, and what came."""
+    if finished.forecast is None:
+        return None
+    return {name: round(finished.forecast[name], 3) for name in ("low", "expected", "high", "actual")}
 
 
 def _inputs(inputs: Sequence[tuple[str, int, str]]) -> dict[str, Any]:

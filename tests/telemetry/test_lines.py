@@ -252,6 +252,7 @@ def test_json_lines_have_stable_names(run: Any, no_gpus: Devices, failed_row: Ca
                 "steady_rows_per_second",
                 "model_rows_per_second",
                 "padding_ratio",
+                "advice",
                 "stage_seconds",
                 "peak_bytes",
                 "splits",

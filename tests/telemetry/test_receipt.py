@@ -136,7 +136,8 @@ def test_verify_holds_the_output_against_the_receipt(two_runs: Path, batchinfer:
 
 
 def test_a_run_that_is_stopped(tmp_path: Path) -> None:
-    """After SIGTERM a receipt says how far it came; the run that had nothing left to do leaves none."""
+    """After SIGTERM a receipt says how far it came; a run that had nothing left to do leaves none, one that had
+    only to complete the output does."""
     write_shards(tmp_path / "in", [600])
     job = doubling_job(tmp_path, model={"seconds_per_batch": 0.05})
     process = start("run", str(job))
@@ -150,6 +151,14 @@ def test_a_run_that_is_stopped(tmp_path: Path) -> None:
     batchinfer_.run_job(str(job), model__seconds_per_batch=0)
     batchinfer_.run_job(str(job), model__seconds_per_batch=0)
     assert [receipt["exit_code"] for receipt in receipts(tmp_path / "out")] == [75, 0]
+
+    # Killed between the last unit and the manifest: the next run has only that to do, and says so.
+    (tmp_path / "out" / "_SUCCESS").unlink()
+    next((tmp_path / "out" / "_batchinfer").glob("*/manifest.json")).unlink()
+    batchinfer_.run_job(str(job))
+    last = receipts(tmp_path / "out")[-1]
+    assert (last["complete"], last["units"]["committed"], last["bottleneck"]) == (True, 0, None)
+    assert last["plan"]["manifest_sha256"] is not None
 
 
 def test_a_receipt_that_cannot_be_written_fails_nothing(tmp_path: Path, batchinfer: Run) -> None:

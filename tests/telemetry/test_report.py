@@ -23,11 +23,13 @@ from batchinfer.telemetry.report import report
 from tests.conftest import doubling_job, environment, write_shards
 
 HOSTILE = '</style></title><script>alert(1)</script><img src=x onerror="alert(2)">\'"&\u202e\x1b[31m'
+FORECAST = {"low": 1.0, "expected": 70.0, "high": 9000.0, "actual": 80.0}
 SECTIONS = {
     "What limits this run",
     "Throughput",
     "GPUs",
     "Batches",
+    "Forecast and actual",
     "Failed rows",
     "Workers and units",
     "Warnings",
@@ -108,7 +110,9 @@ def eventful(run: Any, recording: Recording, *, units: int, workers: int, name: 
             run.say(WorkerExited(worker=worker, code=-9, restarts=True))
             run.ready(worker, "cuda:0")
         run.say(Warned(code="odd", message=name))
-    run.finish(rows_ok=units * 99, rows_error=units, rows_filtered=0, manifest_sha256=64 * "c")
+    run.finish(
+        rows_ok=units * 99, rows_error=units, rows_filtered=0, manifest_sha256=64 * "c", forecast=FORECAST
+    )
 
 
 def gpu_sample(at: int) -> GpuSample:
@@ -143,6 +147,7 @@ def test_nothing_foreign_becomes_part_of_the_page(run: Any, tmp_path: Path) -> N
     assert "http" not in text.replace("Content-Security-Policy", "").replace("http-equiv", "")
     cells = "".join(page.texts["td"])
     assert '<script>alert(1)</script><img src=x onerror="alert(2)">' in cells
+    assert "It took 1m 20s, inside the range of 1.0 s to 2h 30m; expected were 1m 10s." in page.texts["p"]
     assert "\x1b" not in text
     assert "\u202e" not in text
 
@@ -173,10 +178,10 @@ def chromium(require: Callable[[str], str]) -> Iterator[Any]:
 def ran_and_failed(folder: Path) -> list[Path]:
     """Run a job whose files have hostile names and whose model refuses a row, first over its budget; return both
     reports."""
-    write_shards(folder / "in", [300, 300])
+    write_shards(folder / "in", [300, 1200])
     (folder / "in" / "shard-1.parquet").rename(folder / "in" / "<img src=x onerror=alert(1)>.parquet")
     faults = {"20.0": "error", "250.0": "error"}
-    job = doubling_job(folder, model={"faults": faults, "seconds_per_batch": 0.02}, errors={"max": 0})
+    job = doubling_job(folder, model={"faults": faults, "seconds_per_batch": 0.05}, errors={"max": 0})
     for more in ([], ["--set", "errors.max=5%"]):
         command = [sys.executable, "-m", "batchinfer", "run", str(job), *more]
         subprocess.run(command, capture_output=True, env=environment(), timeout=120, check=False)

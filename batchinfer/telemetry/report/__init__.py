@@ -35,8 +35,9 @@ def report(
             ("Batches", sections.batches(recording, snapshot)),
         ]
     parts += [
+        ("Forecast and actual", sections.forecast(receipt)),
         ("Failed rows", sections.errors(receipt)),
-        ("Workers and units", times.workers(recording, snapshot, seconds)),
+        ("Workers and units", times.workers(recording, snapshot, seconds) if recording.lanes else None),
         ("Warnings", sections.notes(receipt)),
         ("Runs of this output", sections.history(earlier, receipt)),
         ("Made of", sections.made_of(receipt)),

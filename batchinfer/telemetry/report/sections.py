@@ -131,6 +131,44 @@ def _rows(number: float) -> str:
     return figures.short(round(number))
 
 
+def forecast(receipt: Mapping[str, Any]) -> Html | None:
+    """Return the time that was foretold beside the one that it took; None where nothing was foretold."""
+    told = receipt["forecast"]
+    if told is None:
+        return None
+    end = 1.05 * max(told["high"], told["actual"], 1e-9)
+    spots = {name: 1000 * told[name] / end for name in told}
+    wide = spots["high"] - spots["low"]
+    drawn = (
+        _mark("life", spots["low"], wide, f"between {_time(told, 'low')} and {_time(told, 'high')}"),
+        _mark("odd", spots["expected"] - 1.5, 3.0, f"expected {_time(told, 'expected')}"),
+        _mark("unit", spots["actual"] - 3.0, 6.0, f"took {_time(told, 'actual')}"),
+    )
+    svg = tag(
+        "svg",
+        tag("title", "Forecast and actual time"),
+        *drawn,
+        view_box="0 0 1000 100",
+        preserve="none",
+        role="img",
+    )
+    inside = told["low"] <= told["actual"] <= told["high"]
+    what = "inside the range" if inside else "outside of the range"
+    around = f"{_time(told, 'low')} to {_time(told, 'high')}"
+    said = f"It took {_time(told, 'actual')}, {what} of {around}; expected were "
+    return join(
+        tag("p", said, f"{_time(told, 'expected')}."), tag("div", tag("span"), svg, class_="lane tall")
+    )
+
+
+def _mark(style: str, x: float, width: float, said: str) -> Html:
+    return tag("rect", tag("title", said), x=f"{x:.1f}", y=0, width=f"{width:.1f}", height=100, class_=style)
+
+
+def _time(told: Mapping[str, float], name: str) -> str:
+    return figures.duration(told[name])
+
+
 def errors(receipt: Mapping[str, Any]) -> Html:
     """Return the failed rows by code, with a few of them: their place and why, never what is in them."""
     if not receipt["errors"]:
