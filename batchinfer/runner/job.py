@@ -5,18 +5,15 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from batchinfer.clock import SystemClock
 from batchinfer.config import Job, Machine, Tuned, resolve
 from batchinfer.data import Receipt, RowError
 from batchinfer.engine.publish import sha256
 from batchinfer.errors import BatchinferError, ExitCode, UnavailableError
 from batchinfer.events import Event, RunFailed, RunFinished, RunStarted, SettingsChosen, Warned
 from batchinfer.runner.budget import Budget
-from batchinfer.runner.claims import Claims
-from batchinfer.runner.deal import Deal, LeaseDeal, StaticDeal, Supersession
 from batchinfer.runner.environment import worker_environment
 from batchinfer.runner.facts import plan_followed, told
 from batchinfer.runner.finish import finish, manifest_bytes, rows_kept
@@ -34,6 +31,7 @@ from batchinfer.runner.retry import Retrial, plans_of
 from batchinfer.runner.shares import Share
 from batchinfer.runner.signals import Interrupts
 from batchinfer.runner.standby import Standby
+from batchinfer.runner.starts import make_deal, make_start
 from batchinfer.runner.stored_job import store_job
 from batchinfer.runner.supervisor import Supervisor
 from batchinfer.runner.surroundings import Surroundings
@@ -246,7 +244,7 @@ class _Session:
         plan, stored = prepared.plan, prepared.stored
         me, every_s = new_owner(self._share.index), self._job.compute.heartbeat
         presence = Presence(prepared.store, self._job.output.path, plan.plan8, me, every_s=every_s)
-        deal = self._deal(prepared, pending, presence)
+        deal = make_deal(prepared, pending, presence, self._share)
         keeper = Keeper(deal, on_trouble=self._on_trouble)
         began = False
 
@@ -283,8 +281,8 @@ class _Session:
             ):
                 Supervisor(
                     starts=[
-                        self._start(prepared, worker, device, num_workers=len(devices))
-                        for worker, device in enumerate(devices)
+                        make_start(prepared, self._run_id, worker, devices, measure=self._measure)
+                        for worker in range(len(devices))
                     ],
                     spawn=self._spawner(),
                     work=work,
@@ -298,31 +296,6 @@ class _Session:
         finally:
             keeper.close()
         work.close()
-
-    def _deal(self, prepared: Prepared, pending: Sequence[int], presence: Presence) -> Deal:
-        root, plan, every_s = self._job.output.path, prepared.plan, self._job.compute.heartbeat
-        watch, clock = Supersession(prepared.store, root, plan.generation), SystemClock()
-        if not self._share.leases(self._job.compute.claims):
-            return StaticDeal(pending, presence=presence, watch=watch, every_s=every_s, clock=clock)
-        claims = Claims(
-            prepared.store,
-            root,
-            plan.plan8,
-            owner=presence.owner,
-            num_units=len(plan.units),
-            every_s=every_s,
-            clock=clock,
-        )
-        return LeaseDeal(
-            claims=claims,
-            presence=presence,
-            watch=watch,
-            store=prepared.store,
-            layout=plan.layout(root),
-            committed=prepared.ledger.committed,
-            every_s=every_s,
-            clock=clock,
-        )
 
     def _on_trouble(self, error: UnavailableError) -> None:
         self._warn("heartbeat", f"no sign of life could be given ({error.message}); the run goes on")
@@ -345,30 +318,6 @@ class _Session:
                 "already_committed",
                 f"unit {receipt.unit} had been committed by another process; its output stands",
             )
-
-    def _start(self, prepared: Prepared, worker: int, device: str, *, num_workers: int) -> Start:
-        plan = prepared.plan
-        metadata = {
-            "batchinfer.plan": plan.plan8,
-            "batchinfer.fingerprint": plan.fingerprint,
-            "batchinfer.model_version": self._job.model.version or "",
-            **({"batchinfer.retry_of": plan.parent or ""} if plan.retry is not None else {}),
-        }
-        return Start(
-            job=prepared.job.to_message(),
-            schema=plan.schema,
-            run=self._run_id,
-            worker=worker,
-            device=device,
-            threads=int(self._job.compute.threads),
-            concurrency=int(self._job.compute.concurrency),
-            memory_bytes=int(self._job.compute.host_memory) // num_workers,
-            layout=asdict(plan.layout(self._job.output.path)),
-            metadata=metadata,
-            model_state=prepared.model_state,
-            model_hash=prepared.model_hash,
-            measure=self._measure,
-        )
 
     def _spawner(self) -> Callable[[Start], Worker]:
         if self._in_this_process():
