@@ -2,135 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.dataset as ds
 import pytest
 
-from tests.conftest import Run, doubling_job, write_shards
-
-SHARDS = [250, 57]
-BATCH, UNIT = 32, 100
-
-PLACES = {
-    "first of all": [0],
-    "inside a batch": [45],
-    "last of a batch": [63],
-    "last of a unit": [99],
-    "first of a unit": [100],
-    "last of a shard": [249],
-    "last of all": [306],
-    "neighbours": [4, 5, 6, 7],
-    "a whole batch": list(range(32, 64)),
-    "everywhere": [0, 1, 31, 32, 63, 64, 98, 99, 100, 199, 200, 249, 250, 280, 306],
-}
-
-CODE = """
-import numpy as np
-
-BAD = {bad}
-
-def step(rows):
-    if set(rows["x"].to_pylist()) & BAD:
-        raise ValueError("a row that this step does not like")
-    return {{"x": rows["x"]}}
-
-def after(results):
-    if set((results["y"] / 2).tolist()) & BAD:
-        raise ValueError("a result that this step does not like")
-    return {{"y": results["y"]}}
-
-class Model:
-    inputs = {{"x": "float32[?]"}}
-    outputs = {{"y": "float32[?]"}}
-
-    def __call__(self, tensors):
-        x = tensors["x"]
-        bad = np.isin(x, list(BAD))
-        if bad.any() and {how!r} == "type":
-            return {{"y": np.array(["no number"] * len(x))}}
-        if bad.any():
-            raise ValueError("rows that this model does not like")
-        return {{"y": x * 2}}
-"""
-
-KINDS: dict[str, tuple[str, str]] = {
-    "error": ("model", "model"),
-    "nan": ("model", "model"),
-    "rows": ("model", "model"),
-    "memory": ("model", "memory"),
-    "preprocess": ("python", "user"),
-    "postprocess": ("python", "user"),
-    "class": ("model", "user"),
-    "type": ("model", "model"),
-}
-"""What goes wrong -> the stage and the code that are recorded."""
-
-
-def sections(folder: Path, kind: str, bad: list[int]) -> dict[str, Any]:
-    """Return what a job needs so that these rows go wrong in this way."""
-    values = {row * 0.5 for row in bad}
-    if kind in {"error", "nan", "rows", "memory"}:
-        more = {"check_finite": True} if kind == "nan" else {}
-        return {
-            "model": {"faults": {str(value): kind for value in values}},
-            "errors": {"max": "100%", **more},
-        }
-    (folder / "code_of_mine.py").write_text(CODE.format(bad=values or {-1.0}, how=kind))
-    found: dict[str, Any] = {"errors": {"max": "100%"}}
-    if kind == "preprocess":
-        step = {"function": "code_of_mine:step", "columns": ["x"], "output": {"x": "float32"}}
-        return found | {"preprocess": [{"python": step}]}
-    if kind == "postprocess":
-        step = {"function": "code_of_mine:after", "output": {"y": "float32"}}
-        return found | {"postprocess": [{"python": step}]}
-    return found | {"model": {"backend": "python", "entry": "code_of_mine:Model", "seconds_per_batch": None}}
-
-
-def job_of(folder: Path, kind: str, bad: list[int], **more: Any) -> Path:
-    """Write the job."""
-    folder.mkdir(exist_ok=True)
-    wanted = sections(folder, kind, bad)
-    for name, section in more.items():
-        wanted[name] = {**wanted.get(name, {}), **section}
-    job = doubling_job(folder, **{"batching": {"size": BATCH}, "checkpoint": {"unit_rows": UNIT}, **wanted})
-    document = json.loads(job.read_text())
-    document["model"] = {key: value for key, value in document["model"].items() if value is not None}
-    if document["model"]["backend"] == "python":
-        document["model"].pop("seconds_per_batch", None)
-    document["input"]["path"] = "../in/"
-    job.write_text(json.dumps(document))
-    return job
-
-
-def rows_of(folder: Path) -> pa.Table:
-    """Return the output, in source order."""
-    return ds.dataset(folder / "out", format="parquet").to_table().sort_by("id")
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_fails(tmp_path: Path, batchinfer: Run, kind: str, workers: int) -> None:
-    """Exactly the bad rows are errors, each with its place; everything else is, byte for byte, as where
-    nothing fails; and the counts say so."""
-    write_shards(tmp_path / "in", SHARDS)
-    bad = PLACES["everywhere"] if workers == 3 else PLACES["neighbours"]
-    job = job_of(tmp_path / "bad", kind, bad, compute={"workers_per_device": workers})
-    done = batchinfer("run", str(job), "--log-format", "json")
-    assert done.returncode == 0, done.stderr
-    check(tmp_path / "bad", bad, stage=KINDS[kind][0], code=KINDS[kind][1])
-    (end,) = [
-        record
-        for record in map(json.loads, filter(lambda line: line.startswith("{"), done.stderr.splitlines()))
-        if record["event"] == "run_finished"
-    ]
-    assert (end["rows_ok"], end["rows_error"]) == (307 - len(bad), len(bad))
-    again = batchinfer("verify", "--deep", str(job))
-    assert again.returncode == 0, again.stderr
+from tests.conftest import Run, write_shards
+from tests.runner.bad_rows import PLACES, SHARDS, check, job_of, rows_of
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -142,23 +19,6 @@ def test_wherever_it_stands(tmp_path: Path, batchinfer: Run, place: str) -> None
     done = batchinfer("run", str(job))
     assert done.returncode == 0, done.stderr
     check(tmp_path / "bad", bad, stage="model", code="model")
-
-
-def check(folder: Path, bad: list[int], *, stage: str, code: str) -> None:
-    """Compare an output with what it must be."""
-    rows = rows_of(folder)
-    assert rows["id"].to_pylist() == list(range(sum(SHARDS)))
-    good = np.ones(sum(SHARDS), bool)
-    good[bad] = False
-    expected = pa.array(np.arange(sum(SHARDS), dtype=np.float32), mask=~good)
-    assert rows["y"].combine_chunks().equals(expected)
-    errors = rows["_error"].to_pylist()
-    assert [row for row, error in enumerate(errors) if error is not None] == bad
-    for row in bad:
-        shard, number = (0, row) if row < SHARDS[0] else (1, row - SHARDS[0])
-        assert errors[row]["source"] == f"shard-{shard}.parquet"
-        assert errors[row]["row"] == number
-        assert (errors[row]["stage"], errors[row]["code"]) == (stage, code), errors[row]
 
 
 def test_memory_is_nobodys_fault(tmp_path: Path, batchinfer: Run, monkeypatch: pytest.MonkeyPatch) -> None:
