@@ -33,6 +33,7 @@ def test_a_run_and_the_next_one_are_in_the_log(tmp_path: Path, batchinfer: Run) 
     found = records(log)
     assert Counter(record["event"] for record in found) == {
         "run_started": 1,
+        "settings": 1,
         "worker_ready": 1,
         "unit_committed": 3,
         "worker_exited": 1,
