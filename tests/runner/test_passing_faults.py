@@ -129,7 +129,7 @@ def test_a_worker_that_leaks_is_replaced(tmp_path: Path, batchinfer: Run) -> Non
     write_shards(tmp_path / "in", [160])
     job = doubling_job(
         tmp_path,
-        model={"leak_bytes": 64 * 2**20, "seconds_per_batch": 0.05},
+        model={"leak_bytes": 64 * 2**20, "seconds_per_batch": 0.3},
         compute={"host_memory": "32MiB"},
         checkpoint={"unit_rows": 10},
     )

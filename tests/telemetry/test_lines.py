@@ -262,7 +262,6 @@ def test_json_lines_have_stable_names(run: Any, no_gpus: Devices, failed_row: Ca
                 "cost",
                 "energy_joules",
                 "energy_kwh",
-                "advice",
                 "output",
                 "errors",
                 "retries",

@@ -41,25 +41,38 @@ def is_whole(lines: list[str]) -> bool:
     return found == [1] * len(LABELS) and sum("busy" in line for line in lines) == 2
 
 
+def drawn(lines: list[str]) -> list[str]:
+    """Return the display, without what was said before it."""
+    heads = [at for at, line in enumerate(lines) if line.startswith("doubling   run ")]
+    return lines[heads[-1] :] if heads else []
+
+
 def test_a_run_in_a_window_that_is_resized(tmp_path: Path) -> None:
     """At 80, 40 and 160 columns each line is there once, none is broken, and nothing is left of the drawing
     before; at the end there is the summary and no display."""
     with a_run(tmp_path, rows=3000, columns=80) as window:
-        at_80 = window.wait_for(is_whole)
-        assert at_80[0].startswith("doubling   run ")
+        at_80 = drawn(window.wait_for(lambda lines: is_whole(drawn(lines))))
         assert at_80[-1] == "errors    none"
         assert any(re.search(r"^time +elapsed .*ETA .* cost 0\.0", line) for line in at_80)
         assert any(re.search(r"^worker 0 +cpu +busy +\d+ % .*/s   batch 32", line) for line in at_80)
+
+        def same(lines: list[str]) -> bool:
+            """Tell whether there are as many lines as at first."""
+            return len(lines) == len(at_80)
+
         window.resize(40)
-        at_40 = window.wait_for(lambda lines: is_whole(lines) and len(lines) == len(at_80))
+        at_40 = drawn(window.wait_for(lambda lines: is_whole(drawn(lines)) and same(drawn(lines))))
         assert "█" in at_40[1] + "█"
         window.resize(160)
-        at_160 = window.wait_for(
-            lambda lines: is_whole(lines) and len(lines) == len(at_80) and "/ 3.00 k" in lines[1]
+        at_160 = drawn(
+            window.wait_for(
+                lambda lines: is_whole(drawn(lines)) and same(drawn(lines)) and "/ 3.00 k" in drawn(lines)[1]
+            )
         )
         assert at_160[1].count("█") + at_160[1].count("░") == 50
         assert window.end() == 0
         end = window.lines()
+    end = end[next(at for at, line in enumerate(end) if line.startswith("done")) :]
     assert end[0].startswith("done   doubling   run ")
     assert end[1] == "rows      3,000 in = 3,000 ok + 0 error + 0 filtered"
     assert not any(line.startswith(("worker", "time", "units")) for line in end)
