@@ -140,7 +140,7 @@ def test_a_hung_worker_is_replaced_with_a_dump(tmp_path: Path, batchinfer: Run) 
             {"python": {"function": "steps:hang", "columns": ["id", "x"], "output": {"z": "float32"}}}
         ]
     }
-    job = doubling_job(tmp_path, compute={"stall_timeout": 2}, **sections)
+    job = doubling_job(tmp_path, compute={"stall_timeout": 5}, **sections)
     done = batchinfer("run", str(job))
     assert done.returncode == 0, done.stderr
     assert "finished nothing for" in done.stderr

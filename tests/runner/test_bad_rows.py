@@ -82,7 +82,7 @@ def test_a_row_that_hangs(tmp_path: Path, batchinfer: Run) -> None:
     """A row on which the model never comes back is left out too; loading a model may take its time."""
     write_shards(tmp_path / "in", SHARDS)
     model = {"faults": {"22.5": "hang"}, "load_seconds": 1.5}
-    job = job_of(tmp_path / "bad", "error", [], model=model, compute={"stall_timeout": 1})
+    job = job_of(tmp_path / "bad", "error", [], model=model, compute={"stall_timeout": 3})
     done = batchinfer("run", str(job))
     assert done.returncode == 0, done.stderr
     check(tmp_path / "bad", [45], stage="model", code="timeout")
