@@ -232,7 +232,7 @@ def main() -> None:
     for work, unit_batches in WORKS.items():
         with VirtualClock() as virtual_clock:
             clock = virtual_clock
-            virtual = distant("virtual", (1 if chosen.tiny else 4) * rows, unit_batches)
+            virtual = distant("virtual", (2 if chosen.tiny else 4) * rows, unit_batches)
         figures[f"{work}, virtual"] = [virtual]
     report(figures, chosen, batches)
 

@@ -26,8 +26,8 @@ class ErrorsOptions(Options):
 
     to: Literal["column", "separate"] = "column"
     """Where failed rows are recorded. column: in the part, with nulls and the reason in `_error`. separate:
-    in a table beside the parts, which then hold the good rows alone and no `_error`. `batchinfer errors`
-    reads both."""
+    in a table beside the parts, which then hold the good rows alone and no `_error`; for Parquet whose units
+    have one part each. `batchinfer errors` reads both."""
 
     keep_input: bool = False
     """Record a failed row's input columns too, as JSON text of at most 64 KiB in the column `_input`: bytes

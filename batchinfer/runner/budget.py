@@ -60,7 +60,8 @@ class Budget:
             return
         if self._failed == self._rows >= _MIN_ROWS_TO_JUDGE:
             self._judge(self._failed, of=self._rows, allowed=_allowed(self._max, self._rows))
-        self._judge(self._failed, of=self._rows, allowed=_allowed(self._max, self._plan.num_rows))
+        planned = self._plan.num_rows
+        self._judge(self._failed, of=planned, allowed=_allowed(self._max, planned))
         if self._max_each is not None:
             self._judge_partition(partition, self._failed_in[partition], of=self._planned[partition])
 

@@ -74,11 +74,14 @@ class Inquest:
         said: list[str] = []
         elsewhere: list[Unit] = []
         is_told = False
-        for entry in (entry for entry in entries if entry.unit in units):
-            unit = units[entry.unit]
-            dossier = self._dossiers.setdefault(entry.unit, _Dossier(unit.num_rows))
+        mine = [entry for entry in entries if entry.unit in units]
+        for number in {entry.unit for entry in mine}:
+            # One death, however many batches of the unit were in hand.
+            dossier = self._dossiers.setdefault(number, _Dossier(units[number].num_rows))
             dossier.deaths += 1
             is_told = is_told or not dossier.is_hopeless()
+        for entry in mine:
+            unit, dossier = units[entry.unit], self._dossiers[entry.unit]
             place = (entry.stage, entry.row)
             here = dossier.devices.setdefault(device, set()) if has_others else set()
             if entry.row >= 0:

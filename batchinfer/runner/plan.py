@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from batchinfer.config import Tuned
 from batchinfer.data import Again, Entry, Shard, Unit
 from batchinfer.engine.commit import FORMAT_VERSION, OutputLayout
-from batchinfer.errors import DataError, FingerprintError
+from batchinfer.errors import DataError, FingerprintError, JobFileError
 from batchinfer.sources.drift import unify
 
 if TYPE_CHECKING:
@@ -179,6 +179,8 @@ def make_plan(
     if job.input.limit is not None:
         units = _limited(source, shards, units, schema, job.input.limit)
     constant = {name for shard in shards for name in shard.partition}
+    if job.errors.to == "separate":
+        _require_one_part(job, constant)
     return Plan(
         format=FORMAT_VERSION,
         generation=generation,
@@ -198,11 +200,29 @@ def make_plan(
 
 
 def needs_records(job: Job, constant: Collection[str]) -> bool:
-    """Tell whether a part cannot commit its unit: there may be several of them, or they have no metadata in
-    which to name the table of failed rows. `constant` are the columns that do not vary inside a shard."""
-    if job.errors.to == "separate" and job.output.format == "jsonl":
-        return True
+    """Tell whether a unit may have several parts, so that none of them can commit it. `constant` are the
+    columns that do not vary inside a shard."""
     return not set(job.output.partition_by) <= set(constant)
+
+
+def _require_one_part(job: Job, constant: Collection[str]) -> None:
+    """Refuse failed rows apart where the part that commits a unit cannot say which table goes with it.
+
+    Of several parts some may be an earlier attempt's, in which other rows failed. Raises JobFileError.
+    """
+    if job.output.format == "jsonl":
+        why = "a part of JSON Lines cannot name the table of its failed rows"
+    elif needs_records(job, constant):
+        varying = ", ".join(sorted(set(job.output.partition_by) - set(constant)))
+        why = (
+            f"output.partition_by has {varying}, which varies inside a file, so that a unit has several parts"
+        )
+    else:
+        return
+    raise JobFileError(
+        f"{job.place(('errors', 'to'))}  errors.to: separate does not go with this output: {why}",
+        hint="use errors.to: column; or Parquet, partitioned by columns that the input is partitioned by",
+    )
 
 
 def listing(entries: Sequence[Entry]) -> tuple[tuple[str, int, str], ...]:

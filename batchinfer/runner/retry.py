@@ -77,6 +77,8 @@ class Retrial:
         if resumed and plan.fingerprint != mine.digest and seal is not None:
             # It was begun with another job: go back to what is complete, and begin anew.
             plan, resumed = read_plan(store, root, seal.generation), False
+        if resumed:
+            self._check_same(plan, mine, root)
         if not resumed:
             if seal is None or seal.plan != plan.plan8:
                 raise DataError(
@@ -103,6 +105,16 @@ class Retrial:
             model_hash=model_hash(job, mine),
             beats=tuple(beats(there, root, plan.plan8)),
         )
+
+    def _check_same(self, plan: Plan, mine: Fingerprint, root: str) -> None:
+        """Refuse to finish a retry that another job began. Raises FingerprintError."""
+        if plan.fingerprint != mine.digest:
+            listed = "\n".join(f"  changed: {change}" for change in diff(plan.parts, mine.parts))
+            raise FingerprintError(
+                f"a retry of another job is not finished\n{listed}",
+                where=root,
+                hint="finish it with its own job first",
+            )
 
     def told(self, plan: Plan) -> str | None:
         """Say that a plan, begun earlier, does other rows than are asked for; None where it does these."""

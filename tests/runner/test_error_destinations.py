@@ -53,7 +53,7 @@ def sidecars_of(out: Path) -> list[Path]:
     return sorted(out.glob("_batchinfer/*/errors/*.parquet"))
 
 
-@pytest.mark.parametrize(("shape", "workers"), [("parquet", 1), ("folders", 3), ("jsonl", 3)])
+@pytest.mark.parametrize(("shape", "workers"), [("parquet", 1), ("parquet", 3)])
 def test_apart(tmp_path: Path, batchinfer: Run, shape: str, workers: int) -> None:
     """The parts hold the good rows alone, the tables beside them the others with what is carried; manifest,
     metadata, `errors` and `verify` count both, and see when one of the tables is gone or another one."""
@@ -164,3 +164,16 @@ def test_the_input_is_kept_where_it_is_asked_for(tmp_path: Path, batchinfer: Run
     )
     assert refused.returncode == 78
     assert "to: separate has nothing to do" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("shape", "why"),
+    [("folders", "which varies inside a file"), ("jsonl", "a part of JSON Lines cannot name")],
+)
+def test_where_a_unit_may_have_several_parts(tmp_path: Path, batchinfer: Run, shape: str, why: str) -> None:
+    """Some of them may be an earlier attempt's, in which other rows failed: such a job is refused."""
+    write_shards(tmp_path / "in", SHARDS)
+    refused = batchinfer("run", str(job_of(tmp_path / "a", BAD, output=SHAPES[shape])))
+    assert refused.returncode == 78
+    assert "errors.to: separate does not go with this output" in refused.stderr
+    assert why in refused.stderr
