@@ -160,7 +160,10 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     """Return the base job with one value put in."""
     document = copy.deepcopy(BASE)
     node: Any = document
-    inner = r"(pushgateway|canary)\.(every|instance|timeout|user|password|token|ca|path|.tol)$"
+    inner = (
+        r"(pushgateway|canary|openlineage)\."
+        r"(every|instance|timeout|user|password|token|ca|path|.tol|file|url|api_key|namespace)$"
+    )
     *parents, last = re.sub(inner, r"\1", path).split(".")
     if path.endswith("pushgateway.url"):
         parents, last, value = ["observe"], "pushgateway", {"url": value}
