@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ from batchinfer.errors import UsageError
 
 if TYPE_CHECKING:
     from batchinfer.config import Job, Machine
+    from batchinfer.protocols import Observer
 
 JobFile = Annotated[str, typer.Argument(metavar="JOB", help="The job file; `-` reads it from stdin.")]
 Params = Annotated[
@@ -23,6 +25,23 @@ Sets = Annotated[
     typer.Option(
         "--set", "-s", metavar="KEY=VALUE", help="Override a key, such as batching.size=32. Repeatable."
     ),
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--where", metavar="KEY=VALUE", help="Only these: code=, stage=, source=. Repeatable."),
+]
+
+
+class LogFormat(enum.StrEnum):
+    """How progress is written where no person watches."""
+
+    text = "text"
+    json = "json"
+
+
+LogLines = Annotated[LogFormat, typer.Option(help="Progress lines where the output is no terminal.")]
+LogFile = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Append the run to a file as lines of JSON, too.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="The output folder of a job, or its job file.")]
@@ -39,6 +58,25 @@ def load(job: str, params: list[str] | None, sets: list[str] | None) -> Job:
             raise UsageError(f"--param {pair!r} has no value", hint="write --param NAME=VALUE")
         pairs[name] = value
     return load_job(job, params=pairs, overrides=sets or [])
+
+
+def observers_of(
+    job: Job, log_format: LogFormat, log_file: str | None, *, index: int | None = None
+) -> list[Observer]:
+    """Return what shows and keeps a run. `index` is this process's, where several share the job."""
+    from batchinfer.telemetry import make_observers
+
+    return make_observers(
+        job.observe,
+        job=job.name,
+        interactive=interactive(),
+        log_format=log_format.value,
+        stream=sys.stderr,
+        index=index,
+        log_file=log_file,
+        limits=job.limits,
+        record=job,
+    )
 
 
 def this_machine() -> Machine:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batchinfer.cli.arguments import AsJson, Output, output_of
+from batchinfer.cli.arguments import AsJson, Output, Where, output_of
 from batchinfer.errors import UsageError
 from batchinfer.redact import visible
 
@@ -24,10 +24,7 @@ NAME = "errors"
 def command(
     output: Output,
     *,
-    where: Annotated[
-        list[str] | None,
-        typer.Option("--where", metavar="KEY=VALUE", help="Only these: code=, stage=, source=. Repeatable."),
-    ] = None,
+    where: Where = None,
     samples: Annotated[int, typer.Option("--samples", "-n", min=0, help="Rows to show.")] = 10,
     export: Annotated[
         Path | None,

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batchinfer.cli.arguments import Output, Params, Sets, interactive, load, output_of, this_machine
-from batchinfer.cli.run import LogFormat
+from batchinfer.cli.arguments import (
+    LogFile,
+    LogFormat,
+    LogLines,
+    Output,
+    Params,
+    Sets,
+    Where,
+    load,
+    observers_of,
+    output_of,
+    this_machine,
+)
 from batchinfer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,37 +30,25 @@ NAME = "retry"
 def command(
     output: Output,
     *,
-    where: Annotated[
-        list[str] | None,
-        typer.Option("--where", metavar="KEY=VALUE", help="Only these: code=, stage=, source=. Repeatable."),
-    ] = None,
+    where: Where = None,
     mended: Annotated[
         bool,
         typer.Option("--mended", help="The job was changed to mend these rows; all others stay as they are."),
     ] = False,
     param: Params = None,
     set_: Sets = None,
-    log_format: Annotated[
-        LogFormat, typer.Option(help="Progress lines where the output is no terminal.")
-    ] = LogFormat.text,
+    log_format: LogLines = LogFormat.text,
+    log_file: LogFile = None,
 ) -> None:
     """Do failed rows again, as a new generation of the units that they are in. The same command resumes."""
     from batchinfer.runner.failed_rows import check_keys, pairs
     from batchinfer.runner.job import run
     from batchinfer.runner.retry import NothingToRetry, Retrial
-    from batchinfer.telemetry import make_observers
 
     asked = dict(pairs(where))
     check_keys(asked)
     job = _job_of(output, param, set_)
-    observers = make_observers(
-        job.observe,
-        job=job.name,
-        interactive=interactive(),
-        log_format=log_format.value,
-        stream=sys.stderr,
-        index=None,
-    )
+    observers = observers_of(job, log_format, log_file)
     try:
         run(job, this_machine(), observers, retrial=Retrial(where=asked, mended=mended))
     except NothingToRetry:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import enum
-import sys
 from typing import Annotated
 
 import typer
 
-from batchinfer.cli.arguments import JobFile, Params, Sets, interactive, load, this_machine
+from batchinfer.cli.arguments import (
+    JobFile,
+    LogFile,
+    LogFormat,
+    LogLines,
+    Params,
+    Sets,
+    load,
+    observers_of,
+    this_machine,
+)
 from batchinfer.errors import ExitCode
 
 NAME = "run"
-
-
-class LogFormat(enum.StrEnum):
-    """How progress is written where no person watches."""
-
-    text = "text"
-    json = "json"
 
 
 def command(
@@ -26,13 +27,8 @@ def command(
     *,
     param: Params = None,
     set_: Sets = None,
-    log_format: Annotated[
-        LogFormat, typer.Option(help="Progress lines where the output is no terminal.")
-    ] = LogFormat.text,
-    log_file: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Append the run to a file as lines of JSON, too."),
-    ] = None,
+    log_format: LogLines = LogFormat.text,
+    log_file: LogFile = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -59,21 +55,10 @@ def command(
     with Standby() as standby:
         from batchinfer.runner.job import run
         from batchinfer.runner.shares import share_of
-        from batchinfer.telemetry import make_observers
 
         loaded = load(job, param, set_)
         share = share_of(shard)
-        observers = make_observers(
-            loaded.observe,
-            job=loaded.name,
-            interactive=interactive(),
-            log_format=log_format.value,
-            stream=sys.stderr,
-            index=share.index,
-            log_file=log_file,
-            limits=loaded.limits,
-            record=loaded,
-        )
+        observers = observers_of(loaded, log_format, log_file, index=share.index)
         machine = this_machine()
         report = run(loaded, machine, observers, share=share, force=force, measure=measure, standby=standby)
     if report.units_reused == report.units_total and exit_empty:

@@ -55,7 +55,7 @@ VERBS = {
     },
     "status": {"output", "--watch", "-w", "--every", "--json"},
     "errors": {"output", "--where", "--samples", "-n", "--export", "--json"},
-    "retry": {"output", "--where", "--mended", "--param", "-p", "--set", "-s", "--log-format"},
+    "retry": {"output", "--where", "--mended", "--param", "-p", "--set", "-s", "--log-format", "--log-file"},
     "verify": {"output", "--footer", "--deep"},
     "gc": {"output", "--delete", "--json"},
     "export grafana": {"job", "--param", "-p", "--set", "-s"},

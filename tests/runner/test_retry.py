@@ -73,6 +73,8 @@ def test_once_the_cause_is_mended(tmp_path: Path, batchinfer: Run, shape: str, t
         (end,) = [json.loads(line) for line in done.stderr.splitlines() if "run_finished" in line]
         assert end["rows_total"] == 307 == end["rows_ok"] + end["rows_error"] + end["rows_filtered"]
         assert end["rows_error"] == len(left)
+        receipt = json.loads((out / "_batchinfer" / "runs" / f"{end['run']}.json").read_text())
+        assert receipt["output_rows"]["error"] == len(left)
         if left:
             samples = json.loads(batchinfer("errors", str(out), "--json").stdout)["samples"]
             assert sorted((row["row"], row["attempts"]) for row in samples) == [(46, 2), (249, 2)]
