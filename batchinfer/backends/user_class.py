@@ -83,7 +83,10 @@ class PythonBackend:
         if missing:
             given = ", ".join(repr(str(name)) for name in results) or "nothing"
             raise DataError(f"{entry} returned no {missing[0]!r}, but {given}")
-        return {spec.name: _kept(results[spec.name]) for spec in self.outputs}
+        try:
+            return {spec.name: _kept(results[spec.name]) for spec in self.outputs}
+        except ValueError as error:
+            raise DataError(f"{entry} returned lists of several lengths, which make no array") from error
 
     def close(self) -> None:
         """Let the object close."""

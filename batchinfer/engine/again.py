@@ -4,8 +4,6 @@ the new part are those of the old one, value for value.
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -15,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from batchinfer.data import Again, Chunk, ErrorCode, RowError, Unit
-from batchinfer.engine.commit import Part, UnitWriter, folder_of
-from batchinfer.engine.sidecar import POSITION, sidecar_sink
+from batchinfer.engine.commit import Part, UnitWriter
+from batchinfer.engine.sidecar import POSITION
 from batchinfer.errors import ContractError, DataError
 from batchinfer.tensors import num_bytes
 
@@ -41,7 +39,7 @@ def numbers_again(store: Store, root: str, again: Again, sink: Sink) -> np.ndarr
     found = [np.empty(0, np.int64)]
     for name in (*again.parts, *filter(None, [again.sidecar])):
         with store.open(f"{root.rstrip('/')}/{name}") as file:
-            _, errors = (sidecar_sink() if name == again.sidecar else sink).failed_rows(file)
+            _, errors = sink.failed_rows(file)
         rows = np.asarray(errors.field("row"), dtype=np.int64)
         found.append(rows[chosen(errors, again.where)])
     return np.sort(np.concatenate(found))
@@ -88,7 +86,7 @@ class AgainSource:
 class _Old:
     """What a folder has of an earlier unit: the rows of its part, and the failed ones that are elsewhere."""
 
-    rows: pa.Table | None = None
+    rows: pa.Table
     apart: pa.Table | None = None
 
 
@@ -129,7 +127,6 @@ class AgainWriter(UnitWriter):
     def _mended(self, folder: str, old: _Old, new: pa.Table, positions: np.ndarray[Any, Any]) -> Part:
         """Make one file. `positions` say which rows of it the new ones are."""
         if self._apart is None:
-            assert old.rows is not None
             fresh = self._as_old(new, old.rows)
             index = np.arange(old.rows.num_rows)
             index[positions] = old.rows.num_rows + np.arange(len(positions))
@@ -142,7 +139,7 @@ class AgainWriter(UnitWriter):
         failed_at = [table[POSITION].to_numpy() for table in failed]
         again_failed = np.concatenate([np.empty(0, np.int64), *failed_at]).astype(np.int64)
         fresh = self._as_old(good, old.rows)
-        before = fresh.slice(0, 0) if old.rows is None else _typed_as(old.rows, fresh)
+        before = _typed_as(old.rows, fresh)
         assert old.apart is not None
         taken = old.apart[POSITION].to_numpy()
         there = np.setdiff1d(np.arange(before.num_rows + len(taken)), taken)
@@ -171,13 +168,11 @@ class AgainWriter(UnitWriter):
             tables = [_typed_as(kept, placed), placed]
         return pa.concat_tables(tables).sort_by(POSITION)
 
-    def _as_old(self, rows: pa.Table, old: pa.Table | None) -> pa.Table:
+    def _as_old(self, rows: pa.Table, old: pa.Table) -> pa.Table:
         """Return rows as a part holds them, in the form in which it is read again."""
         sink: Any = self._sink
         left_out = [name for name in self._layout.partition_by if name in rows.column_names]
         fresh: pa.Table = sink.as_reread(rows.drop_columns(left_out) if left_out else rows)
-        if old is None:
-            return fresh
         # What a format makes of a type when it is written and read counts, not the type itself.
         part = self._sink.begin(fresh.schema, {})
         part.write(fresh.slice(0, 0))
@@ -197,22 +192,11 @@ class AgainWriter(UnitWriter):
         for name in again.parts:
             rows = sink.reread(self._store.read(self._layout.uri(name)))
             found[name.rpartition("/")[0]] = _Old(rows)
-        if self._apart is None:
-            return found
-        table = sidecar_sink().reread(self._store.read(self._layout.uri(again.sidecar)))
-        table = table.replace_schema_metadata(None)
-        if self._layout.records and self._layout.partition_by:
-            keys = self._layout.partition_by
-            folders = [folder_of(row) for row in table.select(list(keys)).to_pylist()]
-        else:
-            folders = [self._folder_of_all()] * table.num_rows
-        for folder in Counter(folders):
-            mask = pa.array([one == folder for one in folders])
-            found.setdefault(folder, _Old()).apart = table.filter(mask)
-        return {
-            folder: dataclasses.replace(old, apart=table.slice(0, 0)) if old.apart is None else old
-            for folder, old in found.items()
-        }
+        if self._apart is not None:
+            (only,) = found.values()
+            table = sink.reread(self._store.read(self._layout.uri(again.sidecar)))
+            only.apart = table.replace_schema_metadata(None)
+        return found
 
     def _note(self, errors: pa.ChunkedArray) -> None:
         """Count failed rows, those that were not done again included."""

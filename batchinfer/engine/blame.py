@@ -142,6 +142,8 @@ class _Search(Generic[T]):
             self._good.append((start, stop, self._patiently(start, stop)))
         except REFUSALS as refused:
             return refused
+        finally:
+            self._retry.on_attempt()
         self._trust.is_sound = True
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ class Care:
     """Notes what is in hand, and knows which rows need care. Safe to use from several threads.
 
     Work that needs care waits until nothing else is in hand, and what else there is to do waits for it: so
-    a death tells who caused it.
+    a death tells who caused it. Whoever holds rows must therefore come to an end while somebody waits.
     """
 
     def __init__(self, box: BlackBox | None) -> None:
@@ -34,11 +34,22 @@ class Care:
         self._in_hand = 0
         self._changed = threading.Condition()
         self._alone = False
+        self._num_waiting = 0
+        self.on_done: Callable[[], None] = lambda: None
+        """Hears whenever some rows are done, in pieces of batches too: that is progress."""
 
     def tell(self, unit: int, suspects: Sequence[Suspect], poison: Sequence[Poison]) -> None:
         """Say what earlier deaths have shown of a unit, before it is read."""
         self._suspects[unit] = tuple(suspects)
         self._poison[unit] = {one.row: one for one in poison}
+
+    def some_done(self) -> None:
+        """Say that some rows are done."""
+        self.on_done()
+
+    def is_awaited(self) -> bool:
+        """Tell whether somebody waits for all rows that are in hand."""
+        return self._num_waiting > 0
 
     def poison(self, unit: int, stages: Collection[str]) -> Mapping[int, Poison]:
         """Return the rows that kill whoever touches them in some stages, by their number in the file."""
@@ -60,7 +71,7 @@ class Care:
     def take(self, entry: Entry) -> int:
         """Note rows that are taken in hand. Returns what `release` wants."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._alone)
+            self._changed.wait_for(lambda: not self._alone and not self._num_waiting)
             self._in_hand += 1
         return -1 if self._box is None else self._box.put(entry)
 
@@ -71,6 +82,8 @@ class Care:
         with self._changed:
             self._in_hand -= 1
             self._changed.notify_all()
+        if not is_dead:
+            self.some_done()
 
     @contextmanager
     def holding(self, entry: Entry, *, alone: bool) -> Iterator[None]:
@@ -87,7 +100,9 @@ class Care:
 
     def _take_alone(self, entry: Entry) -> int:
         with self._changed:
+            self._num_waiting += 1
             self._changed.wait_for(lambda: not self._in_hand)
+            self._num_waiting -= 1
             self._alone = True
             self._in_hand += 1
         return -1 if self._box is None else self._box.put(entry)

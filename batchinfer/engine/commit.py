@@ -109,7 +109,8 @@ class UnitWriter:
     """Encodes one unit's rows as they come; `commit` publishes them. Nothing is visible before.
 
     `deterministic`: the job declares that a unit's bytes never differ, because the store may overwrite.
-    `apart` takes the failed rows out of the parts; their table is published before any part names it.
+    `apart` takes the failed rows out of the part; their table is published before the part that names it. A
+    unit of several parts cannot have one: some may be an earlier attempt's, in which other rows failed.
     """
 
     def __init__(
@@ -172,11 +173,11 @@ class UnitWriter:
             self._encoding.result()
         encoded = self._parts()
         sidecar = self._publish_failed([rows for part in encoded for rows in part.failed])
-        published = [self._publish(part, sidecar) for part in encoded if self._is_needed(part)]
+        published = [self._publish(part, sidecar) for part in encoded]
         parts = tuple(part for part, _ in published)
         outcomes = {outcome for _, outcome in published}
         if self._layout.records:
-            outcomes.add(self._record(parts, sidecar))
+            outcomes.add(self._record(parts))
         crash_point("commit.after")
         return Receipt(
             unit=self._unit.index,
@@ -191,10 +192,6 @@ class UnitWriter:
             error_codes=dict(Counter(str(error.code) for error in self._failed)),
             sidecar=sidecar,
         )
-
-    def _is_needed(self, part: Part) -> bool:
-        """Tell whether a file is published: an empty one only where it commits its unit."""
-        return part.num_rows > 0 or not self._layout.records
 
     def _encode(self) -> None:
         """Encode the rows that are there, until there are none."""
@@ -316,14 +313,13 @@ class UnitWriter:
             "batchinfer.rows_filtered": str(num_filtered),
         }
 
-    def _record(self, parts: Sequence[PartFile], sidecar: PartFile | None) -> Outcome:
+    def _record(self, parts: Sequence[PartFile]) -> Outcome:
         """Commit a unit of several parts: they are all there by now."""
         crash_point("side.before")
         record = {
             "format": FORMAT_VERSION,
             "unit": self._unit.index,
             "parts": [asdict(part) for part in parts],
-            "sidecar": None if sidecar is None else asdict(sidecar),
             "rows_in": self._unit.num_rows,
             "rows_ok": self._num_rows - len(self._failed),
             "rows_error": len(self._failed),

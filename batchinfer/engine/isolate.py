@@ -240,9 +240,11 @@ class Isolator:
     def _check(self, outputs: Mapping[str, Any], batch: HostBatch) -> None:
         """Raise DataError where the model gave another number of rows than it got, or no numbers."""
         for name, column in outputs.items():
-            if len(column) not in {len(batch.rows), len(batch.rows) + batch.filled}:
+            is_one = getattr(column, "ndim", 1) == 0
+            if is_one or len(column) not in {len(batch.rows), len(batch.rows) + batch.filled}:
+                given = "one value" if is_one else f"{len(column)} rows"
                 raise DataError(
-                    f"the model gave {len(column)} rows of {name!r} for a batch of {len(batch.rows)}",
+                    f"the model gave {given} of {name!r} for a batch of {len(batch.rows)}",
                     hint="its results must have one row for each row that it gets",
                 )
             if name in self._numbers and getattr(getattr(column, "dtype", None), "kind", "f") in _NO_NUMBERS:

@@ -76,8 +76,14 @@ class Remembered:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as file:
-                json.dump({each: entries[each] for each in newest}, file)
-            Path(file.name).replace(path)
+                written = Path(file.name)
+                try:
+                    json.dump({each: entries[each] for each in newest}, file)
+                    file.flush()
+                    written.replace(path)
+                except OSError:
+                    written.unlink(missing_ok=True)
+                    raise
         except OSError:
             return False
         return True

@@ -41,7 +41,8 @@ class Retry:
     """Tries again, after waits that double and are drawn anew each time, from nothing up to 30 s: whoever
     failed together does not come back together. Safe to use from several threads.
 
-    `halt`, when set, ends the waiting, and with it the run. `on_retry` hears why a call is tried again.
+    `halt`, when set, ends the waiting, and with it the run. `on_retry` hears why a call is tried again,
+    `on_attempt` of every attempt at some of the rows that failed together.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class Retry:
         *,
         halt: threading.Event | None = None,
         on_retry: Callable[[Reason], None] = lambda _: None,
+        on_attempt: Callable[[], None] = lambda: None,
         clock: Clock | None = None,
     ) -> None:
         self._options = options
         self._halt = halt or threading.Event()
         self._on_retry = on_retry
+        self.on_attempt = on_attempt
         self._clock = clock or SystemClock()
         # Not reproducible, on purpose.
         self._random = random.Random()  # noqa: S311 - no secret

@@ -200,6 +200,7 @@ def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
         size_of=output_bytes,
         name="device",
         levels=way.levels,
+        is_urgent=way.care.is_awaited,
     )
 
 

@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+_LOOK_S = 0.1
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -39,8 +41,9 @@ class Levels:
 class _Buffer(Generic[T]):
     """A queue between two threads that knows how many bytes wait in it."""
 
-    def __init__(self, bound: Bound) -> None:
+    def __init__(self, bound: Bound, is_urgent: Callable[[], bool] | None) -> None:
         self._bound = bound
+        self._is_urgent = is_urgent
         self._items: deque[tuple[T, int]] = deque()
         self.num_bytes = 0
         self._changed = threading.Condition()
@@ -51,7 +54,10 @@ class _Buffer(Generic[T]):
     def put(self, item: T, num_bytes: int) -> bool:
         """Add an item, waiting for room. Returns False when nobody wants it any more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._has_room(num_bytes))
+            # What makes it urgent does not wake whoever waits here.
+            look_s = None if self._is_urgent is None else _LOOK_S
+            while not self._changed.wait_for(lambda: self._closed or self._has_room(num_bytes), look_s):
+                pass
             if self._closed:
                 return False
             self._items.append((item, num_bytes))
@@ -87,21 +93,27 @@ class _Buffer(Generic[T]):
             raise self._error
 
     def _has_room(self, num_bytes: int) -> bool:
-        if not self._items:
+        if not self._items or (self._is_urgent is not None and self._is_urgent()):
             return True
         return len(self._items) < self._bound.items and self.num_bytes + num_bytes <= self._bound.num_bytes
 
 
 def prefetch(
-    items: Iterable[T], *, bound: Bound, size_of: Callable[[T], int], name: str, levels: Levels | None = None
+    items: Iterable[T],
+    *,
+    bound: Bound,
+    size_of: Callable[[T], int],
+    name: str,
+    levels: Levels | None = None,
+    is_urgent: Callable[[], bool] | None = None,
 ) -> Generator[T, None, None]:
     """Yield `items` in order while a thread produces the next ones.
 
     An error in the thread is raised here, after the good items before it. Closing the generator
     ends the thread, and closes `items` in it, before it returns. The thread starts when the first item
-    is asked for. `levels` know how many bytes wait.
+    is asked for. `levels` know how many bytes wait. Nothing waits for room while it `is_urgent`.
     """
-    ahead = _run_ahead(items, bound=bound, size_of=size_of, name=name, levels=levels)
+    ahead = _run_ahead(items, bound=bound, size_of=size_of, name=name, levels=levels, is_urgent=is_urgent)
     next(ahead)
     yield from ahead  # type: ignore[misc]
 
@@ -116,10 +128,16 @@ def head_start(
 
 
 def _run_ahead(
-    items: Iterable[T], *, bound: Bound, size_of: Callable[[T], int], name: str, levels: Levels | None
+    items: Iterable[T],
+    *,
+    bound: Bound,
+    size_of: Callable[[T], int],
+    name: str,
+    levels: Levels | None,
+    is_urgent: Callable[[], bool] | None = None,
 ) -> Generator[T | None, None, None]:
     """Yield None once the thread runs, then the items."""
-    buffer: _Buffer[T] = _Buffer(bound)
+    buffer: _Buffer[T] = _Buffer(bound, is_urgent)
     if levels is not None:
         levels.watch(name, buffer)
 

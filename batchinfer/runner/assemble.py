@@ -120,7 +120,7 @@ def assemble(
             yield Assembly(backend, contract, None, settings)
             return
         assert early is not None
-        retry = Retry(job.errors.retry, halt=halt, on_retry=on_retry)
+        retry = Retry(job.errors.retry, halt=halt, on_retry=on_retry, on_attempt=care.some_done)
         parts = _Parts(job, start, schema, room, steps, backend, contract, policy, retry)
         through = parts.through_steps(loaders)
         way = parts.way(early.begin(contract.read_columns), through, posts, spilled, care, early.levels)

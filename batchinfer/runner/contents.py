@@ -41,7 +41,7 @@ def files_there(store: Store, root: str, entries: Sequence[Entry], plan: Plan) -
         parts.setdefault(unit_of(name), []).append(name)
     written = {unit_of(name) for name in ledger.sidecars} & ledger.committed
     sink = sink_of(plan)
-    named = [sidecar_named(store, layout, unit, parts.get(unit, ()), sink) for unit in sorted(written)]
+    named = [sidecar_named(store, layout, parts[unit][0], sink) for unit in sorted(written)]
     kept = Files((), ())
     if plan.parent is not None:
         kept = _listed(store, layout.uri(manifest_name(plan.parent)))

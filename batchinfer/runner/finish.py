@@ -13,7 +13,7 @@ from batchinfer.crash import crash_point
 from batchinfer.data import PartFile, Receipt
 from batchinfer.engine.commit import FORMAT_VERSION, OutputLayout, describe_part
 from batchinfer.engine.publish import create_once
-from batchinfer.errors import DataError, FingerprintError
+from batchinfer.errors import BatchinferError, DataError, FingerprintError
 from batchinfer.runner.ledger import Ledger, read_ledger
 from batchinfer.runner.output import read_control, seal
 from batchinfer.runner.sidecars import describe_sidecars
@@ -37,12 +37,19 @@ def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
 
 
 def finish(
-    store: Store, layout: OutputLayout, plan: Plan, sink: Sink, receipts: Mapping[int, Receipt]
+    store: Store,
+    layout: OutputLayout,
+    plan: Plan,
+    sink: Sink,
+    receipts: Mapping[int, Receipt],
+    *,
+    is_whole: bool,
 ) -> dict[str, Any]:
     """Write the manifest and `_SUCCESS` if every unit is committed; return the manifest.
 
-    Whoever does it writes the same bytes, so several may. Raises DataError where a part is gone,
-    FingerprintError where a later generation has taken this one's place.
+    Whoever does it writes the same bytes, so several may. `is_whole` says that the job leaves no row out.
+    Raises DataError where a part is gone, FingerprintError where a later generation has taken this one's
+    place.
     """
     ledger = read_ledger(store, layout)
     crash_point("final.list")
@@ -56,6 +63,12 @@ def finish(
     mine = {part.name: part for receipt in receipts.values() if receipt.won for part in receipt.parts}
     sidecars = describe_sidecars(store, layout, ledger, sink, receipts)
     manifest = _manifest(store, layout, plan, _described(store, layout, ledger, sink, mine), sidecars)
+    _require_kept(layout, manifest, ledger)
+    if is_whole and manifest["rows"] != manifest["rows_planned"]:
+        raise BatchinferError(
+            f"the parts hold {manifest['rows']} of {manifest['rows_planned']} rows: none was to be left out",
+            where=layout.root,
+        )
     mine |= {receipt.sidecar.name: receipt.sidecar for receipt in receipts.values() if receipt.sidecar}
     data = manifest_bytes(manifest)
     crash_point("final.manifest.before")
@@ -71,6 +84,18 @@ def finish(
         )
     crash_point("final.success.after")
     return manifest
+
+
+def _require_kept(layout: OutputLayout, manifest: Mapping[str, Any], ledger: Ledger) -> None:
+    """Raise DataError where a part that is kept of an earlier plan is gone."""
+    there = {*ledger.parts, *ledger.others}
+    gone = sorted(part["name"] for part in manifest["parts"] if part["name"] not in there)
+    if gone:
+        raise DataError(
+            f"{len(gone)} parts that were kept of an earlier run are gone",
+            where=layout.uri(gone[0]),
+            hint="restore them, or compute all anew with `run --force`",
+        )
 
 
 def _manifest(

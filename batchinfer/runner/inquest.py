@@ -24,6 +24,8 @@ _GUILTY = 2
 _ACCIDENTS = 3
 _DEATHS_A_ROW = 4
 _MOST_POISON = 64
+_MOST_UNPROVEN = 8
+"""Rows found guilty before any unit was done: it is more likely the model than so many rows."""
 
 
 @dataclass(slots=True)
@@ -58,6 +60,8 @@ class Inquest:
 
     def __init__(self) -> None:
         self._dossiers: dict[int, _Dossier] = {}
+        self._num_guilty = 0
+        self._is_proven = False
 
     def hear(
         self,
@@ -91,6 +95,7 @@ class Inquest:
             if entry.row >= 0 and not confirmed:
                 elsewhere.append(unit)
             if entry.row >= 0 and confirmed and dossier.alone[place] >= _GUILTY:
+                self._num_guilty += 1
                 dossier.poison[entry.row] = _poison(entry, dossier, how=how, code=code)
                 said.append(f"{unit.shard.key} row {entry.row} ends whoever touches it, and is left out")
                 if entry.stage == "preprocess":
@@ -100,6 +105,7 @@ class Inquest:
             else:
                 found = Suspect(entry.stage, entry.key, entry.start, entry.stop)
                 dossier.suspects[entry.stage, entry.key] = found
+        is_told = is_told and (self._is_proven or self._num_guilty < _MOST_UNPROVEN)
         return Findings(is_told, tuple(said), tuple(elsewhere))
 
     def brief(self, assign: Assign) -> Assign:
@@ -114,6 +120,7 @@ class Inquest:
     def close(self, unit: int, device: str) -> list[str]:
         """Forget a unit that is committed by a worker on a device. Returns the other devices on which it
         ended workers, where no row of it was to blame."""
+        self._is_proven = True
         dossier = self._dossiers.pop(unit, None)
         if dossier is None or dossier.poison:
             return []

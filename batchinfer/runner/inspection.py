@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from batchinfer import registry
 from batchinfer.engine.publish import sha256
-from batchinfer.engine.sidecar import SIDECAR, sidecar_sink
+from batchinfer.engine.sidecar import SIDECAR
 from batchinfer.errors import DataError, NoInputError
 from batchinfer.runner.finish import MANIFEST_KEYS, files_of
 from batchinfer.runner.ledger import ledger_of, plan_of
@@ -109,7 +109,7 @@ def verify_output(root: str, options: Mapping[str, Any], *, level: Level = "quic
     plan = latest_plan(store, root, entries)
     seal = _seal(store, root)
     manifest = read_manifest(store, root, seal)
-    check = _Check(store, root, manifest, sink_of(plan))
+    check = _Check(store, root, manifest, sink_of(plan), latest=plan.plan8)
     problems = [*check.names(entries)]
     problems += check.totals()
     problems += contradictions(store, root, entries, manifest, seal)
@@ -135,11 +135,14 @@ def read_manifest(store: Store, root: str, seal: Seal) -> dict[str, Any]:
 class _Check:
     """The comparison of one output with its manifest."""
 
-    def __init__(self, store: Store, root: str, manifest: Mapping[str, Any], sink: Sink) -> None:
+    def __init__(
+        self, store: Store, root: str, manifest: Mapping[str, Any], sink: Sink, *, latest: str
+    ) -> None:
         self._store = store
         self._root = root
         self._manifest = manifest
         self._sink = sink
+        self._unsealed = latest if latest not in manifest["plans"] else None
         self._listed = files_of(manifest)
         self._apart = {sidecar["name"] for sidecar in manifest["sidecars"]}
         self._there: dict[str, Entry] = {}
@@ -168,6 +171,8 @@ class _Check:
             return "a retry has replaced it; `batchinfer gc` removes it"
         if plan_of(name) in self._manifest["plans"]:
             return "is not in the manifest"
+        if plan_of(name) == self._unsealed:
+            return "is of a retry, or of a run with --force, that is not finished: the same command goes on"
         if plan_of(name) is not None:
             return "is of another generation; `batchinfer gc` removes those that are superseded"
         return "is not in the manifest, and no part of ours"
@@ -190,7 +195,7 @@ class _Check:
         try:
             file = self._store.open(f"{self._root.rstrip('/')}/{name}")
             with file:
-                said = self._reader(name).footer(file)
+                said = self._sink.footer(file)
         except DataError as error:
             return [f"{name}: {error.message}"]
         return self._compare(name, said)
@@ -204,8 +209,8 @@ class _Check:
             data = self._store.read(f"{self._root.rstrip('/')}/{name}")
             if sha256(data) != part["sha256"]:
                 return [f"{name}: its content changed (sha256 differs)"]
-            said = self._reader(name).footer(pa.BufferReader(data))
-            numbers = self._reader(name).row_numbers(data)
+            said = self._sink.footer(pa.BufferReader(data))
+            numbers = self._sink.row_numbers(data)
         except DataError as error:
             return [f"{name}: {error.message}"]
         problems = self._compare(name, said)
@@ -243,10 +248,6 @@ class _Check:
         ):
             return []
         return [f"{name}: says that it is of another unit"]
-
-    def _reader(self, name: str) -> Sink:
-        """Return what reads a file: failed rows are in Parquet, whatever the parts are in."""
-        return sidecar_sink() if name in self._apart else self._sink
 
 
 def latest_plan(store: Store, root: str, entries: Sequence[Entry]) -> Plan:

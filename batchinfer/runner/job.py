@@ -193,7 +193,9 @@ class _Session:
             left = len(plan.units) - len(committed)
             if left:
                 return self._partial_report(prepared, pending, left)
-        manifest = finish(prepared.store, layout, plan, prepared.sink, self._receipts)
+        manifest = finish(
+            prepared.store, layout, plan, prepared.sink, self._receipts, is_whole=self._leaves_none_out()
+        )
         kept = {part["name"] for part in manifest["parts"]}
         superseded = [name for name in prepared.ledger.others if name not in kept]
         if superseded:
@@ -205,6 +207,10 @@ class _Session:
         there = prepared.store.entries
         budget.judge(manifest, lambda: plans_of(prepared.store, root, there(root), manifest["plans"]))
         return self._report(prepared, pending, manifest)
+
+    def _leaves_none_out(self) -> bool:
+        """Tell whether every planned row has to be in the output."""
+        return self._job.input.where is None and self._job.input.sample is None
 
     def _devices(self) -> tuple[str, ...]:
         devices = self._job.compute.devices

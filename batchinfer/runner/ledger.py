@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from batchinfer.data import Entry, PartFile
-from batchinfer.errors import DataError
+from batchinfer.data import Entry
 
 if TYPE_CHECKING:
     from batchinfer.engine.commit import OutputLayout
@@ -105,13 +103,3 @@ def unit_of(name: str) -> int:
     sidecar = _SIDECAR.fullmatch(name)
     assert sidecar is not None
     return int(sidecar[2])
-
-
-def read_record(store: Store, layout: OutputLayout, unit: int) -> dict[str, Any]:
-    """Read the record of a unit that has several files. Raises DataError for a damaged one."""
-    uri = layout.uri(layout.record_name(unit))
-    try:
-        record = json.loads(store.read(uri))
-        return {**record, "parts": [PartFile(**part) for part in record["parts"]]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError("the unit's record is damaged", where=uri) from error

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from batchinfer.engine.commit import describe_part
 from batchinfer.engine.sidecar import SIDECAR, sidecar_sink
 from batchinfer.errors import DataError
-from batchinfer.runner.ledger import Ledger, read_record, unit_of
+from batchinfer.runner.ledger import Ledger, unit_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from batchinfer.data import PartFile, Receipt
     from batchinfer.engine.commit import OutputLayout
@@ -20,13 +20,10 @@ if TYPE_CHECKING:
     from batchinfer.storage import Store
 
 
-def sidecar_named(store: Store, layout: OutputLayout, unit: int, parts: Sequence[str], sink: Sink) -> str:
-    """Return the table of failed rows that a committed unit names: in its record, or in its part's stamp or
-    metadata. Empty where it names none. Raises DataError where the commit is damaged."""
-    if layout.records:
-        named = read_record(store, layout, unit).get("sidecar")
-        return "" if named is None else str(named["name"])
-    uri = layout.uri(parts[0])
+def sidecar_named(store: Store, layout: OutputLayout, part: str, sink: Sink) -> str:
+    """Return the table of failed rows that a committed unit's part names, in its stamp or its metadata. Empty
+    where it names none. Raises DataError where the part is damaged."""
+    uri = layout.uri(part)
     stamp = store.stamp(uri)
     if "sha256" in stamp:
         return stamp.get("sidecar", "")
@@ -42,9 +39,7 @@ def describe_sidecars(
     Those of other attempts, which no commit names, are left out. Raises DataError where one is missing.
     """
     remote = "://" in layout.root and not layout.root.startswith("file://")
-    parts: dict[int, list[str]] = {}
-    for name in ledger.parts:
-        parts.setdefault(unit_of(name), []).append(name)
+    part_of = {unit_of(name): name for name in ledger.parts}
     reader = sidecar_sink()
 
     def describe(unit: int) -> PartFile | None:
@@ -53,7 +48,7 @@ def describe_sidecars(
         if receipt is not None and receipt.won:
             found = receipt.sidecar
         else:
-            name = sidecar_named(store, layout, unit, parts.get(unit, ()), sink)
+            name = sidecar_named(store, layout, part_of[unit], sink)
             if name and name not in ledger.sidecars:
                 raise DataError(
                     "this table of failed rows is gone, and a part names it", where=layout.uri(name)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from batchinfer.errors import BatchinferError, DeviceError
+from batchinfer.errors import BatchinferError, BudgetExceeded, DeviceError
 from batchinfer.events import Event, Warned, WorkerExited, WorkerSaid
 from batchinfer.runner.court import Court, first_unit
 from batchinfer.runner.endings import quoted, standing
@@ -285,17 +285,14 @@ class Supervisor:
 
     def _hand_over(self, units: Sequence[Unit], device: str) -> None:
         """Give units to a worker on another device than the one that failed on them."""
-        others = [member for member in self._members if self._may_take(member, device)]
+        trusted = {other for other in self._at_work() - {device} if not self._court.circuits.is_open(other)}
+        others = [one for one in self._members if one.start.device in trusted and not one.is_leaving]
         if not others:
             self._work.give_back(units)
             return
         for unit in units:
             least = min(others, key=lambda member: len(member.assigned))
             self._assign(least, Assign(unit=unit, spilled=True))
-
-    def _may_take(self, member: Member, device: str) -> bool:
-        here = member.start.device
-        return not member.is_leaving and here != device and not self._court.circuits.is_open(here)
 
     def _leave_alone(self, device: str, why: str) -> None:
         """Trust a device no more: its workers end, and others do their units. Raises DeviceError where there
@@ -340,15 +337,19 @@ class Supervisor:
         due = time.monotonic() + wait_s
         self._vacancies.append(Vacancy(member.index, member.start, member.deaths + 1, due))
 
+    def _at_work(self) -> set[str]:
+        return {one.start.device for some in (self._members, self._vacancies) for one in some}
+
     def _has_places(self) -> bool:
-        devices = [member.start.device for member in self._members]
-        devices += [vacancy.start.device for vacancy in self._vacancies]
-        return not all(map(self._court.circuits.is_open, devices))
+        return not all(map(self._court.circuits.is_open, self._at_work()))
 
     def _close_place(self, member: Member, how: str) -> None:
         """Start no worker there any more. Raises DeviceError where no place is left."""
         said, unit = quoted(list(member.tail.lines)[-_LAST_LINES:]), first_unit(member)
-        told = f"worker {member.index} on {member.start.device} {how}"
+        device = member.start.device
+        if device not in self._at_work():
+            self._court.circuits.open(device)
+        told = f"worker {member.index} on {device} {how}"
         if self._has_places():
             self._emit(Warned(code="device_given_up", message=f"{told}; the others go on"))
             return
@@ -394,6 +395,6 @@ class Supervisor:
         try:
             listen(member)
         except BatchinferError as error:
-            # Two workers that find the same fault in a job are one piece of news.
-            if error.message != self._told:
+            # Two workers that find the same fault, or more rows than a budget allows, are one piece of news.
+            if error.message != self._told and not isinstance(error, BudgetExceeded):
                 self._emit(Warned(code="late_error", message=error.message))

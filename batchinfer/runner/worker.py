@@ -169,6 +169,10 @@ class _Outbox:
         )
         with self._lock:
             self._notes.append(note)
+        self.on_done()
+
+    def on_done(self) -> None:
+        """Say from time to time that rows are done, also where a batch takes long because it failed."""
         if time.monotonic() - self._flushed > _FLUSH_S:
             self.flush()
 
@@ -261,6 +265,7 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
             for attempt in iter(inbox.trials.get, None):
                 outbox.send(trials.run(attempt))
             return
+        inbox.care.on_done = outbox.on_done
         outbox.stages = assembly.way.timeline.seconds
         outbox.queues = assembly.way.levels.num_bytes
         # What is there now stays: looking through it again and again would stop every thread.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -242,10 +243,14 @@ def test_input_replaced_while_it_is_read(server: FaultServer, tmp_path: Path, ba
         input={"path": "s3://lake/in/*.parquet", "storage_options": written(server, retry_timeout=2)},
         model={"load_seconds": 2},
     )
-    timer = threading.Timer(2.0, lambda: store.put("s3://lake/in/a.parquet", body + b" "))
-    timer.start()
+
+    def replace() -> None:
+        while not list((tmp_path / "out").rglob("plan.json")):
+            time.sleep(0.01)
+        store.put("s3://lake/in/a.parquet", body + b" ")
+
+    threading.Thread(target=replace, daemon=True).start()
     refused = batchinfer("run", str(job))
-    timer.join()
     assert refused.returncode == 65, refused.stderr
     assert "s3://lake/in/a.parquet" in refused.stderr
     assert "changed after it was planned" in refused.stderr

@@ -295,21 +295,23 @@ def test_a_model_that_changes_before_it_is_loaded(tmp_path: Path) -> None:
     """A model file that is swapped between its hash and its loading is refused with 67."""
     (tmp_path / "model.onnx").write_bytes(b"first")
     (tmp_path / "slow.py").write_text(
-        "import time\n"
+        "import pathlib, time\n"
         "class Slow:\n"
         "    inputs = {'x': 'float32[?]'}\n"
         "    outputs = {'y': 'float32[?]'}\n"
-        "    def load(self, device, threads=1):\n        time.sleep(3)\n"
-        "    def __init__(self, *a, **k):\n        time.sleep(3)\n"
-        "    def __call__(self, x):\n        return {'y': x}\n"
-        "    def forward(self, x):\n        return {'y': x}\n"
+        "    def __init__(self, path):\n"
+        "        pathlib.Path(path).with_name('loading').touch()\n        time.sleep(3)\n"
+        "    def __call__(self, batch):\n        return {'y': batch['x']}\n"
     )
     write_shards(tmp_path / "in", [100])
     model = {"backend": "python", "entry": "slow:Slow", "path": "model.onnx"}
     document = json.loads(doubling_job(tmp_path).read_text()) | {"model": model}
     (tmp_path / "job.yaml").write_text(json.dumps(document))
     process = start("run", str(tmp_path / "job.yaml"))
-    time.sleep(2.0)  # planned and hashed by now; the worker is still loading
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "loading").exists():
+        assert time.monotonic() < deadline, "nothing was loaded"
+        time.sleep(0.01)
     (tmp_path / "model.onnx").write_bytes(b"other")
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 67, stderr

@@ -174,7 +174,7 @@ class Process:
             else:
                 self.clock.sleep(max(wait_s, 0.5))
         if len(read_ledger(self.store, layout).committed) == layout.num_units:
-            finish(self.store, layout, plan, self.sink, self.receipts)
+            finish(self.store, layout, plan, self.sink, self.receipts, is_whole=True)
         deal.leave()
 
     def _plan(self) -> Plan:

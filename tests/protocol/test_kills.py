@@ -111,6 +111,13 @@ def test_two_signals_end_a_run_at_once(tmp_path: Path) -> None:
     assert not [child for child in children if Path(f"/proc/{child}").exists()]
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Tell whether a process has a handler for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    return bool(caught >> (number - 1) & 1)
+
+
 def test_sigterm_while_planning(tmp_path: Path) -> None:
     """SIGTERM while the input is being listed and planned exits with 75 as well."""
     for index in range(3000):
@@ -119,7 +126,10 @@ def test_sigterm_while_planning(tmp_path: Path) -> None:
         path.write_text('{"id": 1, "x": 1.0}\n')
     job = doubling_job(tmp_path, input={"path": "in/", "format": "jsonl"})
     process = start("run", str(job))
-    time.sleep(1.2)
+    deadline = time.monotonic() + 60
+    while not catches(process.pid, signal.SIGTERM):
+        assert time.monotonic() < deadline, "the run did not begin"
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 75, stderr

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Run, write_shards
+from tests.conftest import Run, doubling_job, write_shards
 from tests.runner.bad_rows import PLACES, SHARDS, check, job_of, rows_of
 
 
@@ -124,3 +125,64 @@ def test_to_the_last_bit(tmp_path: Path, batchinfer: Run) -> None:
         number, in_shard = (row, 250) if row < 250 else (row - 250, 57)
         in_unit = min(100, in_shard - number // 100 * 100)
         assert size == min(32, in_unit - number % 100 // 32 * 32), row
+
+
+AFTER = """
+import os
+
+def after(results):
+    if 80.0 in results["y"]:
+        os._exit(9)
+    return {"y": results["y"]}
+"""
+
+
+def test_a_row_that_kills_after_the_model(tmp_path: Path, batchinfer: Run) -> None:
+    """A row on which a postprocessing step ends the process is found too, however many batches are computed
+    behind it: with one lane, they are in hand until somebody takes them."""
+    write_shards(tmp_path / "in", [1200])
+    (tmp_path / "bad").mkdir()
+    step = {"function": "code_of_mine:after", "output": {"y": "float32"}}
+    job = doubling_job(
+        tmp_path / "bad",
+        input={"path": "../in/"},
+        batching={"size": 8},
+        checkpoint={"unit_rows": 1200},
+        postprocess=[{"python": step}],
+        errors={"max": 1},
+    )
+    (tmp_path / "bad" / "code_of_mine.py").write_text(AFTER)
+    done = batchinfer("run", str(job))
+    assert done.returncode == 0, done.stderr
+    failed = [row for row in rows_of(tmp_path / "bad").to_pylist() if row["_error"]]
+    assert [(row["id"], row["_error"]["stage"], row["_error"]["code"]) for row in failed] == [
+        (80, "postprocess", "crash")
+    ]
+    assert "finished nothing" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        ("{'y': None}", "the model gave one value of 'y' for a batch of"),
+        ("{'y': {'x': 1}}", "the model gave one value of 'y' for a batch of"),
+        ("{'y': [[1, 2], [3]]}", "model:Odd returned lists of several lengths"),
+        ("{'y': [[1, 2]] * len(batch['x'])}", "has shape (1, 2), which is no float32 per row"),
+        ("{}", "model:Odd returned no 'y'"),
+        ("None", "must return a dict of columns, but returned NoneType"),
+    ],
+)
+def test_results_that_are_none(tmp_path: Path, batchinfer: Run, result: str, reason: str) -> None:
+    """A model that gives something else than rows is no internal error: what it gave is told for each row."""
+    write_shards(tmp_path / "in", [10])
+    (tmp_path / "model.py").write_text(
+        "class Odd:\n    inputs = {'x': 'float32[?]'}\n    outputs = {'y': 'float32[?]'}\n"
+        f"    def __call__(self, batch):\n        return {result}\n"
+    )
+    document = json.loads(doubling_job(tmp_path).read_text())
+    document["model"] = {"backend": "python", "entry": "model:Odd"}
+    (tmp_path / "job.yaml").write_text(json.dumps(document))
+    done = batchinfer("run", str(tmp_path / "job.yaml"))
+    assert done.returncode == 3, done.stderr
+    assert reason in done.stderr
+    assert "10 of 10 rows failed" in done.stderr
