@@ -41,7 +41,9 @@ class Court:
         """Judge the end of a worker. Raises an error that it told and that is about the job."""
         now = time.monotonic()
         stalled_s = member.watchdog.silent_s(now) if member.stalled_at is not None else None
-        how, cause = ending(code, member.failure, stalled_s, has_begun=member.ready)
+        how, cause = ending(
+            code, member.failure, stalled_s, has_begun=member.ready, is_too_large=member.is_too_large
+        )
         if member.stopping:
             return Verdict(how, None, _NOTHING)
         fault, device = member.failure.fault if member.failure is not None else "", member.start.device

@@ -41,6 +41,7 @@ class Member:
     failure: Failed | None = None
     stalled_at: float | None = None
     killed: bool = False
+    is_too_large: bool = False
     in_hand: list[Entry] = field(default_factory=list)
     ready_at: float = 0.0
     committed: int = 0
@@ -57,7 +58,7 @@ class Member:
     @property
     def is_leaving(self) -> bool:
         """Whether it must get no more units."""
-        return self.stopping or self.retiring or self.killed
+        return self.stopping or self.retiring or self.killed or self.is_too_large
 
     @property
     def num_to_compute(self) -> int:

@@ -60,23 +60,3 @@ def own_bytes(pid: int) -> int:
         return 0
     found = text.partition("RssAnon:")[2].split()
     return int(found[0]) * 1024 if found else 0
-
-
-def memory_here() -> int:
-    """Return the memory that this container or machine may use, in bytes; 0 where nobody can tell."""
-    limits = [_number(path) for path in ("/sys/fs/cgroup/memory.max", _VERSION_1)]
-    try:
-        total = int(Path("/proc/meminfo").read_text().partition("MemTotal:")[2].split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        total = 0
-    return min((limit for limit in (*limits, total) if limit), default=0)
-
-
-_VERSION_1 = "/sys/fs/cgroup/memory/memory.limit_in_bytes"
-
-
-def _number(path: str) -> int:
-    try:
-        return int(Path(path).read_text())
-    except (OSError, ValueError):
-        return 0

@@ -67,6 +67,15 @@ class Worker(Protocol):
         ...
 
 
+def end_of(worker: Worker) -> int:
+    """Return the exit code of a worker that is gone, or is then ended; negative: the signal that ended it."""
+    code = worker.exit_code(timeout=5.0)
+    if code is None:
+        worker.kill()
+        code = worker.exit_code(timeout=5.0)
+    return -signal.SIGKILL if code is None else code
+
+
 class ProcessWorker:
     """A worker in a process of its own: spawned, never forked."""
 

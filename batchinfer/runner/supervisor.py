@@ -27,7 +27,7 @@ from batchinfer.runner.messages import (
     Start,
     Stop,
 )
-from batchinfer.runner.process import Worker
+from batchinfer.runner.process import Worker, end_of
 from batchinfer.runner.retelling import events_of
 from batchinfer.runner.watchdog import Watchdog
 
@@ -74,7 +74,7 @@ class Supervisor:
         self._surroundings = surroundings
         self._court = Court(start.device for start in starts)
         self._selector = selectors.DefaultSelector()
-        self._members: list[Member] = []
+        self._members = surroundings.members
         self._vacancies: list[Vacancy] = []
         self._told: str | None = None
         self._sound = False
@@ -247,13 +247,11 @@ class Supervisor:
         self._leave(member)
         for line in member.worker.drain(member.tail):
             self._emit(WorkerSaid(worker=member.index, line=line))
-        code = member.worker.exit_code(timeout=5.0)
-        if code is None:
-            member.worker.kill()
-            code = member.worker.exit_code(timeout=5.0)
+        code = end_of(member.worker)
+        if code == -signal.SIGKILL and self._surroundings.has_no_memory():
+            member.is_too_large = True
         member.in_hand = member.worker.in_hand()
         member.worker.close()
-        code = -signal.SIGKILL if code is None else code
         device = member.start.device
         is_retired = member.retiring and not member.stopping and code == 0
         if self._court.circuits.is_open(device) or is_retired:

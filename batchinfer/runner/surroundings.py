@@ -6,10 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Self
 
 from batchinfer.device_health import HealthWatch, Trouble
-from batchinfer.runner.memory_guard import MemoryGuard, memory_here
+from batchinfer.runner.control_group import ControlGroup, memory_here
+from batchinfer.runner.memory_guard import MemoryGuard
+from batchinfer.runner.memory_watch import MemoryWatch
 from batchinfer.runner.stacks import Stacks
 
 if TYPE_CHECKING:
+    from batchinfer.runner.member import Member
     from batchinfer.runner.messages import Start
     from batchinfer.storage import Store
 
@@ -22,6 +25,9 @@ class Surroundings:
         self._health = HealthWatch(devices)
         self._stacks = Stacks(store, root, run)
         self._fair_bytes = memory_here() // max(len(devices), 1)
+        self.members: list[Member] = []
+        """The workers that are there: whoever starts one adds it."""
+        self._memory = MemoryWatch(ControlGroup(), self.members)
 
     def troubles(self) -> list[Trouble]:
         """Return what is wrong with devices since the last call."""
@@ -31,13 +37,19 @@ class Surroundings:
         """Return what judges the memory of a worker that starts."""
         return MemoryGuard(start.memory_bytes, self._fair_bytes)
 
+    def has_no_memory(self) -> bool:
+        """Tell whether the kernel has ended a process for want of memory since this was asked last."""
+        return self._memory.has_killed()
+
     def keep_stacks(self, worker: int, lines: Iterable[str]) -> str | None:
         """Keep the stacks that a worker printed. Returns where; None where there are none."""
         return self._stacks.keep(worker, lines)
 
     def __enter__(self) -> Self:
+        self._memory.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._memory.__exit__(*error)
         self._health.close()
         self._stacks.close()

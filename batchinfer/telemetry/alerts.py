@@ -45,7 +45,7 @@ class Rule:
 
 def alert_rules(job: str | None, thresholds: Thresholds) -> list[Rule]:
     """Return the rules for one job, or for every job."""
-    return list(_rules(job, thresholds))
+    return list(_Rules(job, thresholds))
 
 
 def as_yaml(rules: list[Rule], *, job: str | None, thresholds: Thresholds) -> str:
@@ -70,120 +70,144 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1000:.0f}ms"
 
 
-def _rules(job: str | None, thresholds: Thresholds) -> Iterator[Rule]:
-    only = f"job={json.dumps(job)}" if job else ""
-    here = f"{{{only}}}" if only else ""
-    running = f"and on (job, instance) batchinfer_running{here} == 1"
+class _Rules:
+    """The rules over the metrics of one job, or of all."""
 
-    def rows(outcome: str) -> str:
-        labels = ",".join(part for part in (only, f"outcome{outcome}") if part)
+    def __init__(self, job: str | None, thresholds: Thresholds) -> None:
+        self._job = job
+        self._thresholds = thresholds
+        self._only = f"job={json.dumps(job)}" if job else ""
+        self._here = f"{{{self._only}}}" if job else ""
+        self._running = f"and on (job, instance) batchinfer_running{self._here} == 1"
+
+    def __iter__(self) -> Iterator[Rule]:
+        yield from self._of_a_run()
+        yield from self._of_its_end()
+        yield from self._of_its_devices()
+
+    def _of_a_run(self) -> Iterator[Rule]:
+        """Yield what is amiss while a run goes on."""
+        here, running, thresholds = self._here, self._running, self._thresholds
+        yield Rule(
+            name="BatchinferStalled",
+            expr=f"""
+                time() - batchinfer_last_progress_timestamp_seconds{here} > {thresholds.stalled_s:g}
+                {running}
+                unless on (job, instance)
+                  batchinfer_last_progress_timestamp_seconds{here}
+                    < on (job) group_left () max by (job) (batchinfer_last_success_timestamp_seconds{here})
+            """,
+            for_s=_MINUTE_S,
+            severity="critical",
+            summary="{{ $labels.job }} on {{ $labels.instance }} has finished no batch for "
+            "{{ $value | humanizeDuration }}",
+            action="The process hangs, waits for its store or its model, or is gone without a word. "
+            "`batchinfer status OUTPUT` shows from any machine what is committed and who is at work; the "
+            "log's last lines say where a worker stood. Start it again with `batchinfer run JOB`: what is "
+            "committed stays.",
+        )
+        whole = self._rows('=~"ok|error"')
+        yield Rule(
+            name="BatchinferFailingRows",
+            expr=f"""
+                {self._rows('="error"')}
+                  / {whole}
+                  > {thresholds.failing:g}
+                and on (job) sum by (job) (batchinfer_running{here}) > 0
+            """,
+            for_s=_MINUTE_S,
+            severity="warning",
+            summary="{{ $value | humanizePercentage }} of the rows of {{ $labels.job }} fail",
+            action="`batchinfer errors OUTPUT` counts them by code and stage and shows some. Beyond "
+            "`errors.max` the run ends with exit code 3.",
+        )
+        yield Rule(
+            name="BatchinferDeadlineInDanger",
+            expr=f"""
+                time() + batchinfer_eta_seconds{here}
+                  - batchinfer_deadline_timestamp_seconds{here}
+                  > 0
+                {running}
+            """,
+            for_s=5 * _MINUTE_S,
+            severity="warning",
+            summary="{{ $labels.job }} on {{ $labels.instance }} would end "
+            "{{ $value | humanizeDuration }} after its deadline",
+            action="It will stop there with exit code 75, and `batchinfer run JOB` goes on later. More "
+            "processes help at once: `batchinfer run JOB --shard i/n`, or more pods.",
+        )
+
+    def _of_its_end(self) -> Iterator[Rule]:
+        """Yield what is amiss after a run, or where there is none."""
+        here, thresholds = self._here, self._thresholds
+        exit_code = f"max by (job) (batchinfer_last_run_exit_code{here})"
+        yield Rule(
+            name="BatchinferRunFailed",
+            expr=f"""
+                {exit_code} != 0
+                and {exit_code} != 75
+                unless on (job) sum by (job) (batchinfer_running{here}) > 0
+            """,
+            for_s=0.0,
+            severity="critical",
+            summary="the last run of {{ $labels.job }} ended with exit code {{ $value }}",
+            action="The README tables the exit codes, and the log ends with what went wrong and the way out. "
+            "`batchinfer status OUTPUT` shows what is committed; `batchinfer run JOB` goes on from there.",
+        )
+        success = f"max by (job) (batchinfer_last_success_timestamp_seconds{here})"
+        never = (
+            f"\n            or absent(batchinfer_last_success_timestamp_seconds{here})" if self._job else ""
+        )
+        yield Rule(
+            name="BatchinferNoSuccess",
+            expr=f"""
+                time() - {success} > {thresholds.no_success_s:g}{never}
+            """,
+            for_s=_MINUTE_S,
+            severity="critical",
+            summary="{{ $labels.job }} has not been complete for longer than "
+            + (duration(thresholds.no_success_s)),
+            action="See whether it was started at all (the schedule, the queue, the image), then "
+            "`batchinfer status OUTPUT` and `batchinfer run JOB`.",
+        )
+
+    def _of_its_devices(self) -> Iterator[Rule]:
+        """Yield what is amiss with devices."""
+        here, running, thresholds = self._here, self._running, self._thresholds
+        yield Rule(
+            name="BatchinferDeviceWaiting",
+            expr=f"batchinfer_device_idle_ratio{here} > {thresholds.waiting:g} {running}",
+            for_s=15 * _MINUTE_S,
+            severity="warning",
+            summary="the devices of {{ $labels.job }} on {{ $labels.instance }} compute only "
+            "part of the time: they wait {{ $value | humanizePercentage }} of it",
+            action="`batchinfer_stage_seconds_total` by `stage` says for what; docs/performance.md says what "
+            "helps against each. `batchinfer run JOB --measure` compares with the model alone.",
+        )
+        yield Rule(
+            name="BatchinferDeviceThrottled",
+            expr=f"max by (job, instance, gpu, reason) (batchinfer_gpu_clock_throttled{here}) == 1",
+            for_s=10 * _MINUTE_S,
+            severity="warning",
+            summary="GPU {{ $labels.gpu }} of {{ $labels.instance }} is slowed down: {{ $labels.reason }}",
+            action="Look after its power and its cooling: `nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER`. "
+            "`batchinfer doctor` shows what the machine has.",
+        )
+        yield Rule(
+            name="BatchinferDeviceSick",
+            expr=f"""
+                increase(batchinfer_worker_restarts_total{here}[15m]) > 0
+                or increase(batchinfer_gpu_ecc_errors_total{here}[15m]) > 0
+                or increase(batchinfer_gpu_xid_errors_total{here}[15m]) > 0
+            """,
+            for_s=0.0,
+            severity="warning",
+            summary="a worker of {{ $labels.job }} on {{ $labels.instance }} died, "
+            "or its GPU reported errors",
+            action="The log says how the worker ended (`worker_died`). `batchinfer doctor` shows whether the "
+            "devices answer; rows that kill a worker are found and recorded: `batchinfer errors OUTPUT`.",
+        )
+
+    def _rows(self, outcome: str) -> str:
+        labels = ",".join(part for part in (self._only, f"outcome{outcome}") if part)
         return f"sum by (job) (batchinfer_rows_total{{{labels}}})"
-
-    yield Rule(
-        name="BatchinferStalled",
-        expr=f"""
-            time() - batchinfer_last_progress_timestamp_seconds{here} > {thresholds.stalled_s:g}
-            {running}
-            unless on (job, instance)
-              batchinfer_last_progress_timestamp_seconds{here}
-                < on (job) group_left () max by (job) (batchinfer_last_success_timestamp_seconds{here})
-        """,
-        for_s=_MINUTE_S,
-        severity="critical",
-        summary="{{ $labels.job }} on {{ $labels.instance }} has finished no batch for "
-        "{{ $value | humanizeDuration }}",
-        action="The process hangs, waits for its store or its model, or is gone without a word. "
-        "`batchinfer status OUTPUT` shows from any machine what is committed and who is at work; the log's "
-        "last lines say where a worker stood. Start it again with `batchinfer run JOB`: what is committed "
-        "stays.",
-    )
-    whole = rows('=~"ok|error"')
-    yield Rule(
-        name="BatchinferFailingRows",
-        expr=f"""
-            {rows('="error"')}
-              / {whole}
-              > {thresholds.failing:g}
-            and on (job) sum by (job) (batchinfer_running{here}) > 0
-        """,
-        for_s=_MINUTE_S,
-        severity="warning",
-        summary="{{ $value | humanizePercentage }} of the rows of {{ $labels.job }} fail",
-        action="`batchinfer errors OUTPUT` counts them by code and stage and shows some. Beyond `errors.max` "
-        "the run ends with exit code 3.",
-    )
-    exit_code = f"max by (job) (batchinfer_last_run_exit_code{here})"
-    yield Rule(
-        name="BatchinferRunFailed",
-        expr=f"""
-            {exit_code} != 0
-            and {exit_code} != 75
-            unless on (job) sum by (job) (batchinfer_running{here}) > 0
-        """,
-        for_s=0.0,
-        severity="critical",
-        summary="the last run of {{ $labels.job }} ended with exit code {{ $value }}",
-        action="The README tables the exit codes, and the log ends with what went wrong and the way out. "
-        "`batchinfer status OUTPUT` shows what is committed; `batchinfer run JOB` goes on from there.",
-    )
-    success = f"max by (job) (batchinfer_last_success_timestamp_seconds{here})"
-    never = f"\n            or absent(batchinfer_last_success_timestamp_seconds{here})" if job else ""
-    yield Rule(
-        name="BatchinferNoSuccess",
-        expr=f"""
-            time() - {success} > {thresholds.no_success_s:g}{never}
-        """,
-        for_s=_MINUTE_S,
-        severity="critical",
-        summary="{{ $labels.job }} has not been complete for longer than "
-        + (duration(thresholds.no_success_s)),
-        action="See whether it was started at all (the schedule, the queue, the image), then "
-        "`batchinfer status OUTPUT` and `batchinfer run JOB`.",
-    )
-    yield Rule(
-        name="BatchinferDeviceWaiting",
-        expr=f"batchinfer_device_idle_ratio{here} > {thresholds.waiting:g} {running}",
-        for_s=15 * _MINUTE_S,
-        severity="warning",
-        summary="the devices of {{ $labels.job }} on {{ $labels.instance }} compute only "
-        "part of the time: they wait {{ $value | humanizePercentage }} of it",
-        action="`batchinfer_stage_seconds_total` by `stage` says for what; docs/performance.md says what "
-        "helps against each. `batchinfer run JOB --measure` compares with the model alone.",
-    )
-    yield Rule(
-        name="BatchinferDeviceThrottled",
-        expr=f"max by (job, instance, gpu, reason) (batchinfer_gpu_clock_throttled{here}) == 1",
-        for_s=10 * _MINUTE_S,
-        severity="warning",
-        summary="GPU {{ $labels.gpu }} of {{ $labels.instance }} is slowed down: {{ $labels.reason }}",
-        action="Look after its power and its cooling: `nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER`. "
-        "`batchinfer doctor` shows what the machine has.",
-    )
-    yield Rule(
-        name="BatchinferDeviceSick",
-        expr=f"""
-            increase(batchinfer_worker_restarts_total{here}[15m]) > 0
-            or increase(batchinfer_gpu_ecc_errors_total{here}[15m]) > 0
-            or increase(batchinfer_gpu_xid_errors_total{here}[15m]) > 0
-        """,
-        for_s=0.0,
-        severity="warning",
-        summary="a worker of {{ $labels.job }} on {{ $labels.instance }} died, or its GPU reported errors",
-        action="The log says how the worker ended (`worker_died`). `batchinfer doctor` shows whether the "
-        "devices answer; rows that kill a worker are found and recorded: `batchinfer errors OUTPUT`.",
-    )
-    yield Rule(
-        name="BatchinferDeadlineInDanger",
-        expr=f"""
-            time() + batchinfer_eta_seconds{here}
-              - batchinfer_deadline_timestamp_seconds{here}
-              > 0
-            {running}
-        """,
-        for_s=5 * _MINUTE_S,
-        severity="warning",
-        summary="{{ $labels.job }} on {{ $labels.instance }} would end "
-        "{{ $value | humanizeDuration }} after its deadline",
-        action="It will stop there with exit code 75, and `batchinfer run JOB` goes on later. More processes "
-        "help at once: `batchinfer run JOB --shard i/n`, or more pods.",
-    )

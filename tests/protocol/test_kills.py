@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -11,12 +12,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow.compute as pc
 import pytest
 
 from batchinfer import crash
 from tests.conftest import Run, doubling_job, environment, parts_of, write_shards
-from tests.runner.commands import start, wait_for_parts
+from tests.runner.commands import read, start, wait_for_parts
 
 ROOT = Path(__file__).parents[2]
 CGROUP = Path("/sys/fs/cgroup/memory")
@@ -198,6 +201,51 @@ def test_the_memory_killer_takes_a_worker(tmp_path: Path, batchinfer: Run, memor
         done = batchinfer("run", job)
     assert done.returncode == 0, done.stderr
     assert batchinfer("verify", "--deep", job).returncode == 0
+
+
+GLUTTON = """
+class Doubling:
+    inputs = {"x": "float32[?]"}
+    outputs = {"y": "float32[?]"}
+
+    def __call__(self, batch):
+        devour(batch["x"])
+        return {"y": batch["x"] * 2}
+
+def devour(x):
+    if 100.0 in x:
+        hoard = [bytearray(b"x" * (16 << 20)) for _ in range(160)]
+
+def step(rows):
+    devour(rows["x"].to_pylist())
+    return {"z": rows["x"]}
+"""
+
+
+@pytest.mark.parametrize("stage", ["preprocess", "model"])
+def test_a_row_that_takes_all_memory(tmp_path: Path, batchinfer: Run, memory_group: Path, stage: str) -> None:
+    """A row that would fill the container is found as one that kills, before the kernel ends the container."""
+    (tmp_path / "glutton.py").write_text(GLUTTON)
+    write_shards(tmp_path / "in", [450])
+    step = {"function": "glutton:step", "columns": ["id", "x"], "output": {"z": "float32"}}
+    sections: dict[str, Any] = {"preprocess": [{"python": step}]} if stage == "preprocess" else {}
+    path = doubling_job(tmp_path, errors={"max": 1}, **sections)
+    if stage == "model":
+        document = json.loads(path.read_text())
+        document["model"] = {"backend": "python", "entry": "glutton:Doubling"}
+        path.write_text(json.dumps(document))
+    command = f"echo $$ > {memory_group}/cgroup.procs && exec {sys.executable} -m batchinfer run {path}"
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, check=False, env=environment(), timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "took more memory than there is" in done.stderr
+    rows = read(tmp_path / "out")
+    failed = rows.filter(pc.is_valid(rows["_error"])).to_pylist()
+    assert [(row["id"], row["_error"]["stage"], row["_error"]["code"]) for row in failed] == [
+        (200, stage, "memory")
+    ]
+    assert batchinfer("verify", "--deep", str(path)).returncode == 0
 
 
 def test_a_group_killed_whole_leaves_its_suspects(tmp_path: Path, batchinfer: Run) -> None:

@@ -120,6 +120,9 @@ class Units:
 class Quiet:
     """Surroundings in which nothing happens."""
 
+    def __init__(self) -> None:
+        self.members: list[Any] = []
+
     def troubles(self) -> list[Any]:
         """Return none."""
         return []
@@ -127,6 +130,10 @@ class Quiet:
     def memory_guard(self, start: Start) -> MemoryGuard:
         """Return one that knows no limit."""
         return MemoryGuard(start.memory_bytes, 0)
+
+    def has_no_memory(self) -> bool:
+        """Tell that there is enough."""
+        return False
 
     def keep_stacks(self, worker: int, lines: Iterable[str]) -> str | None:
         """Keep nothing."""
