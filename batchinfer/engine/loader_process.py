@@ -10,9 +10,10 @@ import faulthandler
 import os
 import socket
 import sys
+import time
 import traceback
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -25,8 +26,7 @@ from batchinfer.engine.steps import Stepped, Steps, load_steps
 from batchinfer.errors import to_message
 from batchinfer.loader.exchange import Exchange
 
-if TYPE_CHECKING:
-    from batchinfer.transient import Reason
+_TELL_S = 1.0
 
 
 def serve(exchange: Exchange) -> None:
@@ -35,7 +35,7 @@ def serve(exchange: Exchange) -> None:
     if told is None:
         return
     try:
-        steps = _open(told[0], lambda reason: exchange.send({"retry": reason}))
+        steps = _open(told[0], exchange)
     except Exception as error:  # noqa: BLE001 - the worker raises it
         exchange.send({"error": to_message(error)})
         return
@@ -50,7 +50,22 @@ def serve(exchange: Exchange) -> None:
         exchange.send(answer, rows)
 
 
-def _open(told: Mapping[str, Any], on_retry: Callable[[Reason], None]) -> Steps:
+class _Progress:
+    """Tells the worker of rows that are done, or have failed, before all of a chunk are: once a second."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._told_at = time.monotonic()
+
+    def __call__(self) -> None:
+        """Hear of some rows."""
+        now = time.monotonic()
+        if now - self._told_at > _TELL_S:
+            self._told_at = now
+            self._exchange.send({"done": True})
+
+
+def _open(told: Mapping[str, Any], exchange: Exchange) -> Steps:
     """Make the steps of a job, and let each see its schema, as the worker has checked it. The worker hears
     at once of what is tried again."""
     job = Job.from_message(told["job"])
@@ -60,7 +75,11 @@ def _open(told: Mapping[str, Any], on_retry: Callable[[Reason], None]) -> Steps:
     schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(told["schema"])))
     for step in steps:
         schema = step.output_schema(schema)
-    retry = Retry(job.errors.retry, on_retry=on_retry)
+    retry = Retry(
+        job.errors.retry,
+        on_retry=lambda reason: exchange.send({"retry": reason}),
+        on_attempt=_Progress(exchange),
+    )
     return Steps(job, steps, columns=told["columns"], floats=told["floats"], retry=retry)
 
 

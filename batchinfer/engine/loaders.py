@@ -43,10 +43,12 @@ class Loaders:
     are searched for by halves, and fail alone, with the code CRASH.
     """
 
-    def __init__(self, num_loaders: int, on_retry: Callable[[Reason], None]) -> None:
+    def __init__(
+        self, num_loaders: int, *, on_retry: Callable[[Reason], None], on_done: Callable[[], None]
+    ) -> None:
         """Start the processes, which import what they need while the model is loaded. `on_retry` hears of
-        what they try again."""
-        self._all = [_Loader(on_retry) for _ in range(num_loaders)]
+        what they try again, `on_done` from time to time of rows that they have tried one by one."""
+        self._all = [_Loader(on_retry, on_done) for _ in range(num_loaders)]
         self._idle: queue.SimpleQueue[_Loader] = queue.SimpleQueue()
         for loader in self._all:
             loader.start()
@@ -118,8 +120,9 @@ def _keep_dying(chunk: Chunk, start: int, stop: int, how: str, num_deaths: int) 
 class _Loader:
     """One loader process: started when it is needed, ended when it breaks."""
 
-    def __init__(self, on_retry: Callable[[Reason], None]) -> None:
+    def __init__(self, on_retry: Callable[[Reason], None], on_done: Callable[[], None]) -> None:
         self._on_retry = on_retry
+        self._on_done = on_done
         self.told: Mapping[str, Any] = {}
         self.sent: list[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -177,8 +180,11 @@ class _Loader:
             return self._process.wait()
 
     def _hear(self, exchange: Exchange) -> tuple[dict[str, Any], pa.RecordBatch | None]:
-        while (heard := exchange.receive()) is not None and "retry" in heard[0]:
-            self._on_retry(heard[0]["retry"])
+        while (heard := exchange.receive()) is not None and heard[0].keys() & {"retry", "done"}:
+            if "done" in heard[0]:
+                self._on_done()
+            else:
+                self._on_retry(heard[0]["retry"])
         if heard is None:
             raise LoaderDied
         if "error" in heard[0]:

@@ -171,7 +171,7 @@ class _Check:
             return "a retry has replaced it; `batchinfer gc` removes it"
         if plan_of(name) in self._manifest["plans"]:
             return "is not in the manifest"
-        if plan_of(name) == self._unsealed:
+        if self._unsealed is not None and plan_of(name) == self._unsealed:
             return "is of a retry, or of a run with --force, that is not finished: the same command goes on"
         if plan_of(name) is not None:
             return "is of another generation; `batchinfer gc` removes those that are superseded"

@@ -345,7 +345,7 @@ def test_loaders_that_keep_dying_are_given_up(tmp_path: Path, monkeypatch: pytes
         pa.RecordBatch.from_pydict({"x": np.arange(8)}),
         np.arange(100, 108),
     )
-    loaders = Loaders(1, lambda _: None)
+    loaders = Loaders(1, on_retry=lambda _: None, on_done=lambda: None)
     try:
         with pytest.raises(DeviceError, match="died 4 times, the last time of exit code 0") as caught:
             loaders(chunk)

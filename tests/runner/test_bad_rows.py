@@ -186,3 +186,37 @@ def test_results_that_are_none(tmp_path: Path, batchinfer: Run, result: str, rea
     assert done.returncode == 3, done.stderr
     assert reason in done.stderr
     assert "10 of 10 rows failed" in done.stderr
+
+
+SLOW = """
+import time
+
+def slow(rows):
+    time.sleep(0.3)
+    if any(row % 8 == 5 for row in rows["id"].to_pylist()):
+        raise ValueError("bad")
+    return {"z": rows["x"]}
+"""
+
+
+@pytest.mark.parametrize("loaders", ["processes", "threads"])
+def test_a_long_search_is_no_hang(tmp_path: Path, batchinfer: Run, loaders: str) -> None:
+    """Rows that are tried one by one are progress: a search that takes longer than a batch may is not ended."""
+    write_shards(tmp_path / "in", [32])
+    (tmp_path / "steps.py").write_text(SLOW)
+    step = {"function": "steps:slow", "columns": ["id", "x"], "output": {"z": "float32"}}
+    job = doubling_job(
+        tmp_path,
+        compute={"stall_timeout": 3, "loaders": loaders},
+        preprocess=[{"python": step}],
+        errors={"max": 4},
+    )
+    done = batchinfer("run", str(job))
+    assert done.returncode == 0, done.stderr
+    assert "finished nothing" not in done.stderr
+    failed = [row["id"] for row in rows_of(tmp_path).to_pylist() if row["_error"]]
+    assert failed == [5, 13, 21, 29]
+    receipt = next(
+        json.loads(path.read_text()) for path in (tmp_path / "out/_batchinfer/runs").glob("*.json")
+    )
+    assert receipt["seconds"] > 4, "too fast to show anything"
