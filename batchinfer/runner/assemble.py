@@ -106,8 +106,9 @@ def assemble(
     computes = start.purpose in {"run", "canary", "try"}
     early = _read_early(job, schema, steps, units, room, is_retry=is_retry) if computes else None
     in_processes = computes and job.compute.loaders == "processes"
-    num_loaders = int(job.compute.readers)
-    loaders = Loaders(num_loaders, on_retry=on_retry, on_done=care.some_done) if in_processes else None
+    loaders = None
+    if in_processes:
+        loaders = Loaders(int(job.compute.readers), on_retry=on_retry, on_done=care.some_done)
     try:
         backend.load(start.device, threads=start.threads)
         require_unchanged(job, start.model_state)
