@@ -14,6 +14,8 @@ from batchinfer.errors import BatchinferError
 class RunStarted:
     """The plan stands. `rows_done` were committed by earlier runs.
 
+    Where processes share an output, units and rows are those of this one's `share` (`0/3`), or all of them
+    where units are claimed as they are needed (`is_claimed`): then OthersCommitted tells what others did.
     `devices` are those that this process computes on, each once. `errors_allowed` is how many rows may fail,
     in all runs together; the price of an hour of one device and the cost that ends the run are the job's.
     """
@@ -31,6 +33,16 @@ class RunStarted:
     errors_allowed: int | None = None
     price_per_device_hour: float | None = None
     max_cost: float | None = None
+    share: str = ""
+    is_claimed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OthersCommitted:
+    """Other processes have committed so many units more, of those that were not when this run began."""
+
+    units: int
+    rows: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +208,7 @@ class RunFinished:
 
 Event: TypeAlias = (
     RunStarted
+    | OthersCommitted
     | SettingsChosen
     | PlanFollowed
     | WorkerReady

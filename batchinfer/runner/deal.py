@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from batchinfer.errors import FingerprintError
@@ -136,7 +136,9 @@ class LeaseDeal:
         committed: Iterable[int],
         every_s: float,
         clock: Clock,
+        on_others: Callable[[Sequence[int]], None] = lambda _: None,
     ) -> None:
+        """Begin. `on_others` hears of units that others have committed since."""
         self._claims = claims
         self._presence = presence
         self._watch = watch
@@ -151,6 +153,7 @@ class LeaseDeal:
         self._tried: set[int] = set()
         self._next_beat = self._next_look = 0.0
         self._lock = threading.Lock()
+        self._on_others = on_others
         self._random = random.Random(presence.owner)  # noqa: S311 - spreads backup attempts, guards nothing
 
     def take(self) -> int | None:
@@ -243,7 +246,11 @@ class LeaseDeal:
         """List what is committed by now."""
         committed = read_ledger(self._store, self._layout).committed
         with self._lock:
+            # What we are at as well is ours once we are done.
+            others = sorted(committed - self._committed - self._taken.keys())
             self._committed |= committed
+        if others:
+            self._on_others(others)
 
     def _add(self, units: Iterable[int]) -> None:
         with self._lock:

@@ -12,11 +12,11 @@ from batchinfer.config import Job, Machine, Tuned, resolve
 from batchinfer.data import Receipt, RowError
 from batchinfer.engine.publish import sha256
 from batchinfer.errors import BatchinferError, ExitCode, UnavailableError
-from batchinfer.events import Event, RunFailed, RunFinished, RunStarted, SettingsChosen, Warned
+from batchinfer.events import Event, OthersCommitted, RunFailed, RunFinished, SettingsChosen, Warned
 from batchinfer.runner.budget import Budget
 from batchinfer.runner.environment import worker_environment
 from batchinfer.runner.facts import plan_followed, told
-from batchinfer.runner.finish import finish, manifest_bytes, rows_kept
+from batchinfer.runner.finish import finish, manifest_bytes
 from batchinfer.runner.forecast import against
 from batchinfer.runner.keeper import DealtWork, Keeper
 from batchinfer.runner.ledger import read_ledger
@@ -31,7 +31,7 @@ from batchinfer.runner.retry import Retrial, plans_of
 from batchinfer.runner.shares import Share
 from batchinfer.runner.signals import Interrupts
 from batchinfer.runner.standby import Standby
-from batchinfer.runner.starts import make_deal, make_start
+from batchinfer.runner.starts import announcement, make_deal, make_start
 from batchinfer.runner.stored_job import store_job
 from batchinfer.runner.supervisor import Supervisor
 from batchinfer.runner.surroundings import Surroundings
@@ -176,7 +176,7 @@ class _Session:
         pending = prepared.pending if leases else self._share.of(prepared.pending)
         devices = [device for device in self._devices() for _ in range(self._workers_per_device())]
         devices = devices[: max(len(pending), 1)]
-        self._announce(prepared, pending, devices if pending else ())
+        self._announce(prepared, devices if pending else ())
         if self.retrial is not None and (told := self.retrial.told(plan)):
             self._warn("retry", told)
         completes = not prepared.pending and not prepared.finished
@@ -206,7 +206,7 @@ class _Session:
             )
         there = prepared.store.entries
         budget.judge(manifest, lambda: plans_of(prepared.store, root, there(root), manifest["plans"]))
-        return self._report(prepared, pending, manifest)
+        return self._report(prepared, manifest)
 
     def _leaves_none_out(self) -> bool:
         """Tell whether every planned row has to be in the output."""
@@ -220,37 +220,25 @@ class _Session:
     def _workers_per_device(self) -> int:
         return int(self._job.compute.workers_per_device)
 
-    def _announce(self, prepared: Prepared, pending: Sequence[int], devices: Sequence[str]) -> None:
+    def _announce(self, prepared: Prepared, devices: Sequence[str]) -> None:
         assert self._budget is not None
-        plan, rows_pending = prepared.plan, prepared.planned_rows(pending)
-        rows_total = plan.num_rows + rows_kept(prepared.store, plan.layout(self._job.output.path), plan)
+        told = announcement(prepared, self._run_id, self._share, devices, errors_allowed=self._budget.allowed)
         self.announced = True
-        self.emit(
-            RunStarted(
-                job=self._job.name,
-                run=self._run_id,
-                units_total=len(plan.units),
-                units_done=len(plan.units) - len(pending),
-                rows_total=rows_total,
-                rows_done=rows_total - rows_pending,
-                num_workers=len(devices),
-                model=self._job.model.version or self._job.model.path or self._job.model.entry or "",
-                output=self._job.output.path,
-                devices=tuple(dict.fromkeys(devices)),
-                errors_allowed=self._budget.allowed,
-                price_per_device_hour=self._job.limits.price_per_device_hour,
-                max_cost=self._job.limits.max_cost,
-            )
-        )
+        self.emit(told)
 
     def _run_units(
         self, prepared: Prepared, pending: Sequence[int], devices: Sequence[str], interrupts: Interrupts
     ) -> None:
         """Run the pending units. The plan is stored once a worker has found the job sound."""
         plan, stored = prepared.plan, prepared.stored
+
+        def on_others(units: Sequence[int]) -> None:
+            """Tell of units that other processes have done."""
+            self.emit(OthersCommitted(units=len(units), rows=prepared.planned_rows(units)))
+
         me, every_s = new_owner(self._share.index), self._job.compute.heartbeat
         presence = Presence(prepared.store, self._job.output.path, plan.plan8, me, every_s=every_s)
-        deal = make_deal(prepared, pending, presence, self._share)
+        deal = make_deal(prepared, pending, presence, self._share, on_others)
         keeper = Keeper(deal, on_trouble=self._on_trouble)
         began = False
 
@@ -356,14 +344,14 @@ class _Session:
             rows_filtered=sum(receipt.rows_filtered for receipt in receipts),
             rows_reused=0,
             units_total=len(prepared.plan.units),
-            units_reused=len(prepared.plan.units) - len(pending),
+            units_reused=len(prepared.plan.units) - len(self._receipts),
             seconds=self.seconds,
             units_left=units_left,
             errors=self._samples,
             settings=self._settings,
         )
 
-    def _report(self, prepared: Prepared, pending: Sequence[int], manifest: Mapping[str, Any]) -> RunReport:
+    def _report(self, prepared: Prepared, manifest: Mapping[str, Any]) -> RunReport:
         plan, planned = prepared.plan, manifest["rows_planned"]
         report = RunReport(
             job=self._job.name,
@@ -375,9 +363,9 @@ class _Session:
             rows_ok=manifest["rows"] - manifest["rows_error"],
             rows_error=manifest["rows_error"],
             rows_filtered=planned - manifest["rows"],
-            rows_reused=planned - prepared.planned_rows(pending),
+            rows_reused=planned - prepared.planned_rows(list(self._receipts)),
             units_total=len(plan.units),
-            units_reused=len(plan.units) - len(pending),
+            units_reused=len(plan.units) - len(self._receipts),
             seconds=self.seconds,
             errors=self._samples,
             manifest_sha256=sha256(manifest_bytes(manifest)),

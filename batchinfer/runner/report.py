@@ -12,8 +12,8 @@ class RunReport:
     """What the output holds now, and what this run did for it.
 
     `rows_in == rows_ok + rows_error + rows_filtered`, over the whole output. `rows_reused` of
-    `rows_in` were committed by earlier runs. Where other processes still have `units_left` to do,
-    the rows are those that this run has done, and there is no manifest yet.
+    `rows_in` were committed by earlier runs, or by other processes. Where these still have `units_left` to
+    do, the rows are those that this run has done, and there is no manifest yet.
     """
 
     job: str

@@ -26,6 +26,9 @@ class Share:
             return list(units)
         return [unit for unit in units if unit % self.count == self.index]
 
+    def __str__(self) -> str:
+        return "" if self.count is None else f"{self.index}/{self.count}"
+
     def leases(self, claims: str) -> bool:
         """Tell whether units are claimed, block by block, rather than dealt from the start."""
         return claims == "lease" or (claims == "auto" and self.index is not None and self.count is None)

@@ -205,15 +205,15 @@ def _rows(snapshot: Snapshot) -> Iterator[Metric]:
     rows.add_metric(["error"], snapshot.rows_error)
     rows.add_metric(["filtered"], snapshot.rows_filtered)
     yield rows
-    planned = snapshot.rows_total - snapshot.rows_reused
-    yield _gauge("rows_planned", "Rows that were not committed when the run began.", planned)
+    planned = snapshot.rows_total - snapshot.rows_reused - snapshot.rows_of_others
+    help_ = "Rows that were not committed when the run began, without those that other processes have done."
+    yield _gauge("rows_planned", help_, planned)
     units = GaugeMetricFamily(
         "batchinfer_units", "Units of the plan, by what became of them.", labels=["state"]
     )
     units.add_metric(["reused"], snapshot.units_reused)
     units.add_metric(["committed"], snapshot.units_committed)
-    done = snapshot.units_reused + snapshot.units_committed
-    units.add_metric(["pending"], max(0, snapshot.units_total - done))
+    units.add_metric(["pending"], max(0, snapshot.units_total - snapshot.units_done))
     yield units
     errors = CounterMetricFamily("batchinfer_errors", "Failed rows, by why they failed.", labels=["code"])
     # Every code, also those at zero: a series that begins at its first value has no rate.

@@ -50,6 +50,8 @@ def _header(snapshot: Snapshot) -> Text:
     text.append(f"   run {snapshot.run}", style="not bold dim")
     if snapshot.model:
         text.append(f"   model {figures.model_name(snapshot.model)}", style="not bold dim")
+    if snapshot.share:
+        text.append(f"   share {snapshot.share}", style="not bold dim")
     if snapshot.rows_reused:
         reused = snapshot.rows_reused / snapshot.rows_total
         text.append(f"   {figures.percent(reused)} reused", style="not bold cyan")
@@ -102,9 +104,8 @@ def cost(snapshot: Snapshot) -> str:
 
 
 def _units(snapshot: Snapshot, width: int) -> Text:
-    done = snapshot.units_reused + snapshot.units_committed
     parts: list[str | Text | Part] = [
-        f"{figures.count(done)} / {figures.count(snapshot.units_total)} committed"
+        f"{figures.count(snapshot.units_done)} / {figures.count(snapshot.units_total)} committed"
     ]
     if snapshot.last_commit_s is not None:
         ago = figures.duration(max(0.0, snapshot.elapsed_s - snapshot.last_commit_s))

@@ -46,24 +46,29 @@ class Snapshot:
     """What a run has done so far.
 
     Rows of the input: `rows_settled` of `rows_total` have their place in the output or wait for
-    their unit's commit; `rows_reused` of them were committed by earlier runs. `rows_ok`, `rows_error`
-    and `rows_filtered` are committed by this run. Samples are rows that went through the model.
+    their unit's commit; `rows_reused` of them were committed by earlier runs, and `rows_of_others` by other
+    processes since this run began. `rows_ok`, `rows_error` and `rows_filtered` are committed by this run.
+    Where processes share an output from the start, all of it is about this one's `share`.
+    Samples are rows that went through the model.
     """
 
     job: str = ""
     run: str = ""
     model: str = ""
     output: str = ""
+    share: str = ""
     started: bool = False
     elapsed_s: float = 0.0
     rows_total: int = 0
     rows_reused: int = 0
+    rows_of_others: int = 0
     rows_settled: int = 0
     rows_ok: int = 0
     rows_error: int = 0
     rows_filtered: int = 0
     units_total: int = 0
     units_reused: int = 0
+    units_of_others: int = 0
     units_committed: int = 0
     num_batches: int = 0
     num_splits: int = 0
@@ -121,8 +126,14 @@ class Snapshot:
 
     @property
     def rows_committed(self) -> int:
-        """Rows of the input that are settled for good, by this run and earlier ones."""
-        return self.rows_reused + self.rows_ok + self.rows_error + self.rows_filtered
+        """Rows of the input that are settled for good, by whomever."""
+        mine = self.rows_ok + self.rows_error + self.rows_filtered
+        return self.rows_reused + self.rows_of_others + mine
+
+    @property
+    def units_done(self) -> int:
+        """Units that are committed, by whomever."""
+        return self.units_reused + self.units_of_others + self.units_committed
 
     @property
     def settled_ratio(self) -> float:

@@ -89,9 +89,12 @@ def _counts(snapshot: Snapshot) -> Iterator[Text]:
         split = _split(finished.rows_ok, finished.rows_error, finished.rows_filtered)
         yield _line("rows", f"{total} in = {split}")
     else:
-        yield _line("rows", f"{committed} of {total} committed")
+        share = f"   share {snapshot.share}" if snapshot.share else ""
+        yield _line("rows", f"{committed} of {total} committed{share}")
     if snapshot.rows_reused:
         yield _line("reused", f"{figures.count(snapshot.rows_reused)} rows, committed by earlier runs")
+    if snapshot.rows_of_others:
+        yield _line("others", f"{figures.count(snapshot.rows_of_others)} rows, committed by other processes")
     if not whole and snapshot.units_committed:
         split = _split(snapshot.rows_ok, snapshot.rows_error, snapshot.rows_filtered)
         yield _line("this run", split)
@@ -155,7 +158,7 @@ def _errors(snapshot: Snapshot) -> Iterator[Text]:
     if not snapshot.rows_error:
         return
     total = f"{figures.count(snapshot.rows_error)} ({figures.percent(snapshot.error_ratio)})"
-    if snapshot.rows_reused:
+    if snapshot.rows_reused or snapshot.rows_of_others:
         total += f" in this run, {figures.count(_rows_error(snapshot))} in all"
     if snapshot.errors_allowed is not None:
         total += f" of {figures.count(snapshot.errors_allowed)} allowed"

@@ -15,6 +15,7 @@ from batchinfer.events import (
     BatchFinished,
     EfficiencyMeasured,
     Event,
+    OthersCommitted,
     PlanFollowed,
     Retried,
     RunFinished,
@@ -136,6 +137,7 @@ class Tally:
         self._rows, self._samples, self._tokens = Meter(), Meter(), Meter()
         self._batch_seconds = Histogram()
         self._ok = self._error = self._filtered = 0
+        self._others_rows = self._others_units = 0
         self._units = self._batches = self._splits = self._num_samples = 0
         self._real_tokens = self._padded_tokens = 0
         self._last_commit: float | None = None
@@ -164,6 +166,9 @@ class Tally:
                 self._begin()
                 self._start = event
                 self._workers = {index: _Worker(index) for index in range(event.num_workers)}
+            case OthersCommitted():
+                self._others_rows += event.rows
+                self._others_units += event.units
             case PlanFollowed():
                 self._settings.update({name: value for name, (value, _) in event.settings.items()})
                 self._cores = event.cores
@@ -222,12 +227,17 @@ class Tally:
         counted = min(worker.in_flight, receipt.rows_ok + receipt.rows_error)
         worker.in_flight -= counted
         self._rows.add(now, settled - counted)
+        self._last_commit = now
+        worker.units += 1
+        if self._start is not None and self._start.is_claimed and not receipt.won:
+            # Two were at it, and the other one's counts.
+            self._others_rows += settled
+            self._others_units += 1
+            return
         self._ok += receipt.rows_ok
         self._error += receipt.rows_error
         self._filtered += receipt.rows_filtered
         self._units += 1
-        worker.units += 1
-        self._last_commit = now
         self._errors.update(receipt.error_codes)
         for error in receipt.errors:
             self._sample(error)
@@ -263,25 +273,36 @@ class Tally:
     def _snapshot(self, now: float) -> Snapshot:
         start, finished = self._start, self._finished
         reused, total = (start.rows_done, start.rows_total) if start else (0, 0)
-        committed = reused + self._ok + self._error + self._filtered
+        mine, others = self._ok + self._error + self._filtered, self._others_rows
+        if finished and finished.complete and finished.rows_ok is not None:
+            # The whole output was counted, whoever did what.
+            total = finished.rows_ok + (finished.rows_error or 0) + (finished.rows_filtered or 0)
+            others = max(0, total - reused - mine)
+        committed = min(total, reused + others + mine)
         in_flight = sum(worker.in_flight for worker in self._workers.values())
         settled = committed if finished else min(total, committed + in_flight)
         elapsed_s = finished.seconds if finished else now - self._began
+        # What others are likely to do of the rest, at the pace of all so far.
+        done = settled - reused
+        left = round((total - settled) * (1 - others / done)) if done else total - settled
         return Snapshot(
             job=start.job if start else "",
             run=start.run if start else "",
             model=start.model if start else "",
             output=start.output if start else "",
+            share=start.share if start else "",
             started=start is not None,
             elapsed_s=elapsed_s,
             rows_total=total,
             rows_reused=reused,
+            rows_of_others=others,
             rows_settled=settled,
             rows_ok=self._ok,
             rows_error=self._error,
             rows_filtered=self._filtered,
             units_total=start.units_total if start else 0,
             units_reused=start.units_done if start else 0,
+            units_of_others=self._others_units,
             units_committed=self._units,
             num_batches=self._batches,
             num_splits=self._splits,
@@ -295,11 +316,11 @@ class Tally:
             steady_rate=sum(worker.rate for worker in self._workers.values()),
             model_rate=sum(worker.alone_rate for worker in self._workers.values()),
             rows_per_second=(rate := self._rows.rate(now)),
-            mean_rows_per_second=(settled - reused) / elapsed_s if elapsed_s > 0 else 0.0,
+            mean_rows_per_second=(done - others) / elapsed_s if elapsed_s > 0 else 0.0,
             samples_per_second=self._samples.rate(now),
             tokens_per_second=self._tokens.rate(now),
-            eta_s=eta(total - settled, rate),
-            eta_range_s=eta_range(total - settled, self._rows, now),
+            eta_s=eta(left, rate),
+            eta_range_s=eta_range(left, self._rows, now),
             last_commit_s=None if self._last_commit is None else self._last_commit - self._began,
             workers=tuple(
                 worker.state_at(now, ended=finished is not None)

@@ -92,6 +92,7 @@ KEYS = {
 }
 EVENTS = {
     "RunStarted",
+    "OthersCommitted",
     "PlanFollowed",
     "SettingsChosen",
     "WorkerReady",

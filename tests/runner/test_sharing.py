@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,43 @@ def test_no_share(text: str) -> None:
     """A share that names none is refused with the way to write it."""
     with pytest.raises(UsageError, match="names no share"):
         share_of(text, {})
+
+
+def counted(done: subprocess.CompletedProcess[str] | subprocess.Popen[str], stderr: str) -> dict[str, Any]:
+    """Return what the last line of a log says of the rows."""
+    assert done.returncode == 0, stderr
+    lines = [json.loads(line) for line in stderr.splitlines() if line.startswith("{")]
+    (end,) = [line for line in lines if line["event"] == "run_finished"]
+    progress = [line for line in lines if line["event"] == "progress"]
+    assert progress[-1]["rows_settled"] == progress[-1]["rows_total"]
+    names = "rows_total", "rows_committed", "rows_reused", "rows_of_others"
+    return {name: end[name] for name in names}
+
+
+def test_a_share_counts_its_own(tmp_path: Path, batchinfer: Run) -> None:
+    """What other shares have to do is none of this one's rows, and no row is taken for an earlier run's."""
+    write_shards(tmp_path / "in", [450])
+    job = str(doubling_job(tmp_path))
+    found = []
+    for share in ("0/3", "2/3", "1/3"):
+        done = batchinfer("run", job, "--shard", share, "--log-format", "json")
+        found.append(tuple(counted(done, done.stderr).values()))
+    # Units 0 and 3, 2, 1 and 4, of which the last has fifty rows.
+    assert found == [(200, 200, 0, 0), (100, 100, 0, 0), (450, 450, 0, 300)]
+    again = batchinfer("run", job, "--shard", "0/3")
+    assert "nothing left to do   doubling   all 450 rows are committed" in again.stderr
+
+
+def test_claims_count_what_others_do(tmp_path: Path, batchinfer: Run) -> None:
+    """Processes that claim units hear of each other: together they count every row once."""
+    write_shards(tmp_path / "in", [1500])
+    job = str(doubling_job(tmp_path, **LEASE))
+    runs = [start("run", job, "--log-format", "json") for _ in range(2)]
+    ends = [counted(run, run.communicate(timeout=120)[1]) for run in runs]
+    for end in ends:
+        assert (end["rows_total"], end["rows_committed"], end["rows_reused"]) == (1500, 1500, 0)
+    assert sum(end["rows_total"] - end["rows_of_others"] for end in ends) == 1500
+    assert all(end["rows_of_others"] > 0 for end in ends)
 
 
 def test_shares_make_up_the_whole(tmp_path: Path, batchinfer: Run) -> None:

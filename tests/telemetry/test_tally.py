@@ -236,6 +236,7 @@ def test_only_the_events_of_the_house_are_known() -> None:
 
     known = {
         "BatchFinished",
+        "OthersCommitted",
         "PlanFollowed",
         "StagesTimed",
         "EfficiencyMeasured",
