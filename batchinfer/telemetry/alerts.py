@@ -25,7 +25,7 @@ class Thresholds:
     """
 
     stalled_s: float = 10 * _MINUTE_S
-    no_success_s: float = _DAY_S
+    no_success_s: float = 26 * _HOUR_S
     failing: float = 0.01
     waiting: float = 0.5
     hold_s: float | None = None
