@@ -40,8 +40,13 @@ def alerts(
         float, typer.Option(metavar="SECONDS", min=0.001, help="Without a batch.")
     ] = 600,
     no_success_after: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.001, help="Without a complete run.")
-    ] = 86_400,
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            min=0.001,
+            help="Without a complete run; 26 hours let a nightly one end later than the night before.",
+        ),
+    ] = 93_600,
     failing: Annotated[
         str | None,
         typer.Option(metavar="SHARE", help="Rows that fail. Default: half of the job's errors.max, or 1%."),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60.0, 3600.0, 86_400.0
+_SILENT_S = 5 * _MINUTE_S
 _HEAD = """\
 # Written by `batchinfer export alerts`. Rules for Prometheus: name this file in its `rule_files`.
 # Metrics come through a Pushgateway that is scraped with `honor_labels: true`, or from `observe.listen`.
@@ -25,14 +26,23 @@ class Thresholds:
     """
 
     stalled_s: float = 10 * _MINUTE_S
-    no_success_s: float = _DAY_S
+    no_success_s: float = 26 * _HOUR_S
     failing: float = 0.01
     waiting: float = 0.5
     hold_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class Record:
+    """A series that the rules after it use. `expr` is PromQL, `why` says what it is there for."""
+
+    name: str
+    expr: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
     """One alert. `expr` is PromQL, whose value the `summary` may show; `action` says what to do."""
 
     name: str
@@ -43,23 +53,29 @@ class Rule:
     action: str
 
 
-def alert_rules(job: str | None, thresholds: Thresholds) -> list[Rule]:
-    """Return the rules for one job, or for every job."""
+def alert_rules(job: str | None, thresholds: Thresholds) -> list[Record | Alert]:
+    """Return the rules for one job, or for every job, in the order in which they are judged."""
     return list(_Rules(job, thresholds))
 
 
-def as_yaml(rules: list[Rule], *, job: str | None, thresholds: Thresholds) -> str:
+def as_yaml(rules: list[Record | Alert], *, job: str | None, thresholds: Thresholds) -> str:
     """Return rules as a rule file."""
     text = _HEAD.format(name=json.dumps(f"batchinfer {job}") if job else "batchinfer")
     for rule in rules:
+        if isinstance(rule, Record):
+            text += f"      # {rule.why}\n      - record: {rule.name}\n{_expr(rule.expr)}"
+            continue
         for_s = rule.for_s if thresholds.hold_s is None else thresholds.hold_s
-        text += f"      - alert: {rule.name}\n        expr: |-\n"
-        text += textwrap.indent(textwrap.dedent(rule.expr).strip(), " " * 10) + "\n"
+        text += f"      - alert: {rule.name}\n{_expr(rule.expr)}"
         text += f"        for: {duration(for_s)}\n" if for_s else ""
         text += f"        labels: {{severity: {rule.severity}}}\n        annotations:\n"
         text += f"          summary: {json.dumps(rule.summary, ensure_ascii=False)}\n"
         text += f"          description: {json.dumps(rule.action, ensure_ascii=False)}\n"
     return text
+
+
+def _expr(promql: str) -> str:
+    return "        expr: |-\n" + textwrap.indent(textwrap.dedent(promql).strip(), " " * 10) + "\n"
 
 
 def duration(seconds: float) -> str:
@@ -78,24 +94,45 @@ class _Rules:
         self._thresholds = thresholds
         self._only = f"job={json.dumps(job)}" if job else ""
         self._here = f"{{{self._only}}}" if job else ""
-        self._running = f"and on (job, instance) batchinfer_running{self._here} == 1"
+        self._live = f"and on (job, instance) batchinfer:live{self._here}"
 
-    def __iter__(self) -> Iterator[Rule]:
+    def __iter__(self) -> Iterator[Record | Alert]:
+        yield from self._of_a_process()
         yield from self._of_a_run()
         yield from self._of_its_end()
         yield from self._of_its_devices()
 
-    def _of_a_run(self) -> Iterator[Rule]:
-        """Yield what is amiss while a run goes on."""
-        here, running, thresholds = self._here, self._running, self._thresholds
-        yield Rule(
-            name="BatchinferStalled",
+    def _of_a_process(self) -> Iterator[Record]:
+        """Yield which processes are at work. A Pushgateway keeps what one pushed before it was killed."""
+        here = self._here
+        yield Record(
+            name="batchinfer:unfinished",
             expr=f"""
-                time() - batchinfer_last_progress_timestamp_seconds{here} > {thresholds.stalled_s:g}
-                {running}
+                batchinfer_running{here} == 1
                 unless on (job, instance)
                   batchinfer_last_progress_timestamp_seconds{here}
                     < on (job) group_left () max by (job) (batchinfer_last_success_timestamp_seconds{here})
+            """,
+            why="Processes that told no end, of a job that was not completed since they got on.",
+        )
+        yield Record(
+            name="batchinfer:live",
+            expr=f"""
+                batchinfer:unfinished{here}
+                unless on (job, instance)
+                  time() - max by (job, instance) (push_time_seconds{here}) > {_SILENT_S:g}
+            """,
+            why="Those that still push, or are scraped themselves.",
+        )
+
+    def _of_a_run(self) -> Iterator[Alert]:
+        """Yield what is amiss while a run goes on."""
+        here, live, thresholds = self._here, self._live, self._thresholds
+        yield Alert(
+            name="BatchinferStalled",
+            expr=f"""
+                time() - batchinfer_last_progress_timestamp_seconds{here} > {thresholds.stalled_s:g}
+                and on (job, instance) batchinfer:unfinished{here}
             """,
             for_s=_MINUTE_S,
             severity="critical",
@@ -106,14 +143,12 @@ class _Rules:
             "log's last lines say where a worker stood. Start it again with `batchinfer run JOB`: what is "
             "committed stays.",
         )
-        whole = self._rows('=~"ok|error"')
-        yield Rule(
+        yield Alert(
             name="BatchinferFailingRows",
             expr=f"""
                 {self._rows('="error"')}
-                  / {whole}
+                  / {self._rows('=~"ok|error"')}
                   > {thresholds.failing:g}
-                and on (job) sum by (job) (batchinfer_running{here}) > 0
             """,
             for_s=_MINUTE_S,
             severity="warning",
@@ -121,13 +156,13 @@ class _Rules:
             action="`batchinfer errors OUTPUT` counts them by code and stage and shows some. Beyond "
             "`errors.max` the run ends with exit code 3.",
         )
-        yield Rule(
+        yield Alert(
             name="BatchinferDeadlineInDanger",
             expr=f"""
                 time() + batchinfer_eta_seconds{here}
                   - batchinfer_deadline_timestamp_seconds{here}
                   > 0
-                {running}
+                {live}
             """,
             for_s=5 * _MINUTE_S,
             severity="warning",
@@ -137,16 +172,16 @@ class _Rules:
             "processes help at once: `batchinfer run JOB --shard i/n`, or more pods.",
         )
 
-    def _of_its_end(self) -> Iterator[Rule]:
+    def _of_its_end(self) -> Iterator[Alert]:
         """Yield what is amiss after a run, or where there is none."""
         here, thresholds = self._here, self._thresholds
         exit_code = f"max by (job) (batchinfer_last_run_exit_code{here})"
-        yield Rule(
+        yield Alert(
             name="BatchinferRunFailed",
             expr=f"""
                 {exit_code} != 0
                 and {exit_code} != 75
-                unless on (job) sum by (job) (batchinfer_running{here}) > 0
+                unless on (job) batchinfer:live{here}
             """,
             for_s=0.0,
             severity="critical",
@@ -158,7 +193,7 @@ class _Rules:
         never = (
             f"\n            or absent(batchinfer_last_success_timestamp_seconds{here})" if self._job else ""
         )
-        yield Rule(
+        yield Alert(
             name="BatchinferNoSuccess",
             expr=f"""
                 time() - {success} > {thresholds.no_success_s:g}{never}
@@ -171,12 +206,12 @@ class _Rules:
             "`batchinfer status OUTPUT` and `batchinfer run JOB`.",
         )
 
-    def _of_its_devices(self) -> Iterator[Rule]:
+    def _of_its_devices(self) -> Iterator[Alert]:
         """Yield what is amiss with devices."""
-        here, running, thresholds = self._here, self._running, self._thresholds
-        yield Rule(
+        here, live, thresholds = self._here, self._live, self._thresholds
+        yield Alert(
             name="BatchinferDeviceWaiting",
-            expr=f"batchinfer_device_idle_ratio{here} > {thresholds.waiting:g} {running}",
+            expr=f"batchinfer_device_idle_ratio{here} > {thresholds.waiting:g} {live}",
             for_s=15 * _MINUTE_S,
             severity="warning",
             summary="the devices of {{ $labels.job }} on {{ $labels.instance }} compute only "
@@ -184,16 +219,19 @@ class _Rules:
             action="`batchinfer_stage_seconds_total` by `stage` says for what; docs/performance.md says what "
             "helps against each. `batchinfer run JOB --measure` compares with the model alone.",
         )
-        yield Rule(
+        yield Alert(
             name="BatchinferDeviceThrottled",
-            expr=f"max by (job, instance, gpu, reason) (batchinfer_gpu_clock_throttled{here}) == 1",
+            expr=f"""
+                max by (job, instance, gpu, reason) (batchinfer_gpu_clock_throttled{here} {live}) == 1
+            """,
             for_s=10 * _MINUTE_S,
             severity="warning",
             summary="GPU {{ $labels.gpu }} of {{ $labels.instance }} is slowed down: {{ $labels.reason }}",
             action="Look after its power and its cooling: `nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER`. "
             "`batchinfer doctor` shows what the machine has.",
         )
-        yield Rule(
+        # Of those that have ended too: it may be why they did, and what stays in a gateway does not grow.
+        yield Alert(
             name="BatchinferDeviceSick",
             expr=f"""
                 increase(batchinfer_worker_restarts_total{here}[15m]) > 0
@@ -210,4 +248,4 @@ class _Rules:
 
     def _rows(self, outcome: str) -> str:
         labels = ",".join(part for part in (self._only, f"outcome{outcome}") if part)
-        return f"sum by (job) (batchinfer_rows_total{{{labels}}})"
+        return f"sum by (job) (batchinfer_rows_total{{{labels}}} {self._live})"

@@ -24,10 +24,26 @@ _PATIENCE_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A GPU, and how it is doing."""
+    """A GPU, and how it is doing. Its ECC errors are those since the run began, as its Xids are."""
 
     gpu: Gpu
     sample: GpuSample
+
+
+class _Growth:
+    """What a counter has grown by since it was first read."""
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._last: int | None = None
+
+    def to(self, count: int) -> int:
+        """Take in what the counter says, and return the sum of its steps."""
+        last = count if self._last is None else self._last
+        # One that falls was reset, and has counted from zero since.
+        self._total += count - last if count >= last else count
+        self._last = count
+        return self._total
 
 
 class Watch(Protocol):
@@ -73,6 +89,7 @@ class Devices:
         self._names: set[str] = set()
         self._readings: dict[str, Reading] = {}
         self._energy: dict[str, EnergyMeter] = {}
+        self._ecc_errors: dict[str, _Growth] = {}
         self._read_at: float | None = None
         self._asked = self._answered = 0
         self._runs = self._hangs = self._closed = False
@@ -158,6 +175,9 @@ class Devices:
 
     def _sampled(self, gpu: Gpu, xids: Watch) -> GpuSample:
         sample, told = self._sample(gpu), xids.of(gpu.uuid)
+        if sample.ecc_errors is not None:
+            grown = self._ecc_errors.setdefault(gpu.uuid, _Growth()).to(sample.ecc_errors)
+            sample = dataclasses.replace(sample, ecc_errors=grown)
         return (
             sample if told is None else dataclasses.replace(sample, num_xids=told.count, last_xid=told.last)
         )

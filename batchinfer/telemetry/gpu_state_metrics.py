@@ -47,7 +47,7 @@ _GAUGES: tuple[tuple[str, str, str, tuple[tuple[str, _Value], ...]], ...] = (
 _COUNTERS: tuple[tuple[str, str, _Value], ...] = (
     (
         "ecc_errors",
-        "Memory errors that could not be corrected, since the driver was loaded.",
+        "Memory errors that could not be corrected, since the run began.",
         lambda sample: sample.ecc_errors,
     ),
     (

@@ -60,6 +60,19 @@ def test_only_the_gpus_of_the_run_are_sampled(run: Any) -> None:
     assert devices.readings(run.tally.snapshot()) == readings
 
 
+def test_memory_errors_count_since_the_run_began(run: Any) -> None:
+    """What a GPU had before is none of the run's; a counter that was reset goes on from there."""
+    counted = {"GPU-0": 7, "GPU-1": None}
+    devices = devices_of(run, lambda gpu: GpuSample(ecc_errors=counted[gpu.uuid]))
+    told = []
+    for second, count in enumerate((7, 9, 1, 2)):
+        counted["GPU-0"] = count
+        run.clock.now = 10.0 * second
+        told.append([reading.sample.ecc_errors for reading in devices.readings(run.tally.snapshot())])
+    assert told == [[0, None], [2, None], [3, None], [4, None]]
+    devices.close()
+
+
 def test_the_energy_of_a_run(run: Any) -> None:
     """What the counters say between the first sample and the last, of all GPUs that the run uses."""
     first = threading.Event()

@@ -80,7 +80,8 @@ def test_the_rules_do_what_they_say(require: Callable[[str], str], tmp_path: Pat
     assert "> 7200\n" in own
     assert own.count("for: 90s") == own.count("alert: ")
     used = re.findall(
-        r"batchinfer_\w+(?:\{[^}]*\})?", "".join(re.findall(r"expr: \|-\n((?: {10}.*\n)+)", own))
+        r"(?:batchinfer[_:]\w+|push_time_seconds)(?:\{[^}]*\})?",
+        "".join(re.findall(r"expr: \|-\n((?: {10}.*\n)+)", own)),
     )
     assert used
     assert [text for text in used if 'job="doubling"' not in text] == []
@@ -177,6 +178,8 @@ def check_live(seen: Monitoring, out: Path, before: set[str]) -> None:
     workers = 'batchinfer_workers{job="watched",state="running"}'
     assert seen.values(workers, "instance") == {"index-0": 3, "index-1": 1}
     assert seen.values('batchinfer_rows_planned{job="watched"}', "instance")["index-0"] == 500
+    live = 'batchinfer:live{job="watched"} and on (job, instance) time() - push_time_seconds < 60'
+    until(lambda: set(seen.values(live, "instance")) == {"index-0", "index-1"}, "the rules see no live pods")
     # A killed pod says nothing; its group was there for Prometheus to see, and was taken over.
     assert seen.query('min_over_time(batchinfer_running{instance="index-1"}[1m]) == 1')
 
