@@ -88,6 +88,7 @@ class _Search(Generic[T]):
         self._at = 0
         self._group = num_rows
         self._most = num_rows
+        self._largest = 0
         self._good: list[tuple[int, int, T]] = []
         self._bad: dict[int, BatchinferError] = {}
 
@@ -134,7 +135,9 @@ class _Search(Generic[T]):
                 self._corner(stop, found)
                 return
         self._bad[self._at] = self._trust.blame(failure)
-        self._at = stop
+        # It fits nowhere, which says nothing of the others, unless they are all like it.
+        self._group = 1 if self._at - 1 in self._bad else max(self._largest, 1)
+        self._at, self._most = stop, self._num_rows
 
     def _refusal(self, start: int, stop: int) -> BatchinferError | None:
         """Try some rows, and keep what they give."""
@@ -145,6 +148,7 @@ class _Search(Generic[T]):
         finally:
             self._retry.on_attempt()
         self._trust.is_sound = True
+        self._largest = max(self._largest, stop - start)
         return None
 
     def _patiently(self, start: int, stop: int) -> T:

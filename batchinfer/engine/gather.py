@@ -15,7 +15,7 @@ from batchinfer.data import ErrorCode, HostBatch, OutputBatch, Poison, RowError,
 from batchinfer.engine.blame import REFUSALS, Trust, isolate
 from batchinfer.engine.care import entry_of, key_of
 from batchinfer.engine.encode import row_failed
-from batchinfer.engine.isolate import rows_of
+from batchinfer.engine.isolate import not_finite, rows_of
 from batchinfer.engine.kept_input import kept_inputs
 from batchinfer.engine.retry import passing_code
 from batchinfer.errors import DataError, OutOfMemory, UserCodeError, unit_context
@@ -128,8 +128,7 @@ class Gatherer:
                 found.setdefault(at, field.name)
         for at, name in found.items():
             row = int(output.batch.rows[at])
-            error = DataError(f"result {name!r} holds NaN or infinity, which errors.check_finite refuses")
-            failed[row] = _row_error(output.batch.window, row, "model", error)
+            failed[row] = _row_error(output.batch.window, row, "model", not_finite(name))
         return _without(typed, list(found)) if found else typed
 
     def rows(self, window: Window, batches: Sequence[TypedBatch]) -> pa.Table:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from batchinfer.data import OutputBatch
 from batchinfer.engine.blame import REFUSALS, Isolated, Trust, isolate
 from batchinfer.engine.care import entry_of, key_of, numbers_of
@@ -35,10 +37,10 @@ class Isolator:
     `discard` is then told that the batch as it was staged is not needed. Rows that kill never come to the
     model: a good row stands in for each.
 
-    `exclusive`: the model is called by one thread at a time. `by` is what `batching.size` counts. `bit`: the
-    good rows of a batch that failed
-    are computed once more in a batch of its shape, so that their results are those of a batch that did
-    not fail, to the last bit.
+    `exclusive`: the model is called by one thread at a time. `by` is what `batching.size` counts. `finite`:
+    results must hold neither NaN nor infinity. `bit`: the good rows of a batch that failed are computed once
+    more in a batch of its shape, so that their results are those of a batch that did not fail, to the last
+    bit.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class Isolator:
         exclusive: bool,
         by: By,
         bit: bool,
+        finite: bool,
     ) -> None:
         self._submit = submit
         self._collect = collect
         self._discard = discard
         self._turn: Any = threading.Lock() if exclusive else contextlib.nullcontext()
-        self._numbers = {spec.name: spec.dtype for spec in outputs if spec.dtype in NUMERIC}
+        self._outputs = {spec.name: spec for spec in outputs if spec.dtype in NUMERIC}
+        self._finite = finite
         self._care = care
         self._ceiling = ceiling
         self._retry = retry
@@ -114,7 +118,7 @@ class Isolator:
         is_dead = True
         try:
             output = self._collect(inflight)
-            self._check(output.tensors, output.batch)
+            self._judge(output)
             self._trust.is_sound = True
             is_dead = False
         except REFUSALS as refused:
@@ -210,19 +214,35 @@ class Isolator:
         found: Isolated[OutputBatch],
         refused: BatchinferError,
     ) -> Isolated[OutputBatch]:
-        """Compute the good ones of some rows once more, in a batch of the shape of theirs."""
-        if isinstance(refused, OutOfMemory):
+        """Compute the good ones of some rows once more, in a batch of the shape of theirs. Raises
+        ContractError where that cannot be done: then no result is what `bit` promises."""
+
+        def attempt() -> OutputBatch:
+            """Compute them all."""
+            return self._run_in_shape(batch, offset, offset + num_rows, found.bad)
+
+        # A row that never fits was all that was too large; without one the same batch would fail again.
+        is_large = isinstance(refused, OutOfMemory)
+        last = refused
+        if not is_large or any(isinstance(error, OutOfMemory) for error in found.bad.values()):
+            try:
+                try:
+                    whole = attempt()
+                except REFUSALS as error:
+                    whole = self._retry.again(error, attempt)
+            except REFUSALS as error:
+                last = error
+            else:
+                good = tuple((start, stop, rows_of(whole, start, stop)) for start, stop, _ in found.good)
+                return Isolated(good, found.bad)
+        hint = "compute: {determinism: rows}"
+        if isinstance(last, OutOfMemory):
             fits = max((stop - start for start, stop, _ in found.good), default=0)
-            raise ContractError(
-                f"{refused.message}; compute.determinism is bit, so that the batch cannot be split",
-                hint=f"{fits} rows of it fit: batching: {{by: {self._by}, size: "
-                f"{size_of(batch, fits, self._by)}}}, or determinism: rows",
-            ) from refused
-        with contextlib.suppress(*REFUSALS):
-            whole = self._run_in_shape(batch, offset, offset + num_rows, found.bad)
-            good = tuple((start, stop, rows_of(whole, start, stop)) for start, stop, _ in found.good)
-            return Isolated(good, found.bad)
-        return found
+            size = size_of(batch, fits, self._by)
+            hint = f"{fits} rows of it fit: batching: {{by: {self._by}, size: {size}}}, or determinism: rows"
+        raise ContractError(
+            f"{last.message}; compute.determinism is bit, so that the batch cannot be split", hint=hint
+        ) from last
 
     def _run_in_shape(self, batch: HostBatch, start: int, stop: int, bad: Collection[int]) -> OutputBatch:
         """Compute rows [start, stop) of a batch in its shape, with good rows for all others; `bad` counts
@@ -234,23 +254,44 @@ class Isolator:
         with self._turn:
             inflight = self._submit(batch)
         output = self._collect(inflight)
-        self._check(output.tensors, batch)
+        self._judge(output)
         return output
 
+    def _judge(self, output: OutputBatch) -> None:
+        """Raise DataError where results are not what they must be. One row may spoil those of the others, so
+        that nobody knows whose fault it is."""
+        self._check(output.tensors, output.batch)
+        for name, column in output.tensors.items() if self._finite else ():
+            if name in self._outputs and not np.isfinite(column).all():
+                raise not_finite(name)
+
     def _check(self, outputs: Mapping[str, Any], batch: HostBatch) -> None:
-        """Raise DataError where the model gave another number of rows than it got, or no numbers."""
+        """Raise DataError where the model gave another number of rows than it got, no numbers, or numbers of
+        another shape than it said."""
+        wanted = len(batch.rows) + batch.filled
         for name, column in outputs.items():
             is_one = getattr(column, "ndim", 1) == 0
-            if is_one or len(column) not in {len(batch.rows), len(batch.rows) + batch.filled}:
+            if is_one or len(column) != wanted:
                 given = "one value" if is_one else f"{len(column)} rows"
                 raise DataError(
-                    f"the model gave {given} of {name!r} for a batch of {len(batch.rows)}",
+                    f"the model gave {given} of {name!r} for a batch of {wanted}",
                     hint="its results must have one row for each row that it gets",
                 )
-            if name in self._numbers and getattr(getattr(column, "dtype", None), "kind", "f") in _NO_NUMBERS:
-                raise DataError(
-                    f"the model gave {name!r} as {column.dtype}, which is no {self._numbers[name]}"
-                )
+            spec = self._outputs.get(name)
+            if spec is None or not hasattr(column, "shape"):
+                continue
+            if getattr(column.dtype, "kind", "f") in _NO_NUMBERS:
+                raise DataError(f"the model gave {name!r} as {column.dtype}, which is no {spec.dtype}")
+            sizes = tuple(column.shape)
+            if len(sizes) != len(spec.shape) or any(
+                size not in (None, given) for size, given in zip(spec.shape[1:], sizes[1:], strict=True)
+            ):
+                raise DataError(f"the model gave {name!r} with the shape {sizes}, which is no {spec}")
+
+
+def not_finite(name: str) -> DataError:
+    """Return what a row fails with whose result holds NaN or infinity."""
+    return DataError(f"result {name!r} holds NaN or infinity, which errors.check_finite refuses")
 
 
 def size_of(batch: HostBatch, num_rows: int, by: By) -> int:

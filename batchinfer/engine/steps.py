@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from batchinfer import registry, tensors
 from batchinfer.data import Encoded, ErrorCode, Failure
-from batchinfer.engine.blame import Trust, isolate
+from batchinfer.engine.blame import REFUSALS, Trust, isolate
 from batchinfer.engine.retry import passing_code
-from batchinfer.errors import ContractError, DataError, UserCodeError
+from batchinfer.errors import BatchinferError, ContractError, OutOfMemory, UserCodeError
 
 if TYPE_CHECKING:
     from batchinfer.config import Job
@@ -80,7 +80,7 @@ class Steps:
         for stage, encode in self._stages:
             try:
                 encoded = encode(rows)
-            except DataError as error:
+            except REFUSALS as error:
                 encoded = self._without_bad(encode, rows, error)
             self._trust.is_sound |= len(encoded.failed) < rows.num_rows
             rows = encoded.rows
@@ -98,7 +98,7 @@ class Steps:
         return Stepped(rows.select(self._columns), good, failed)
 
     def _without_bad(
-        self, encode: Callable[[pa.RecordBatch], Encoded], rows: pa.RecordBatch, error: DataError
+        self, encode: Callable[[pa.RecordBatch], Encoded], rows: pa.RecordBatch, error: BatchinferError
     ) -> Encoded:
         """Find the rows that a step raises on. They stay in their places, as nulls."""
         found = isolate(
@@ -114,8 +114,7 @@ class Steps:
             for position, failure in encoded.failed.items()
         }
         for at, refused in found.bad.items():
-            usual = ErrorCode.USER if isinstance(refused, UserCodeError) else ErrorCode.SCHEMA
-            code = passing_code(refused) or usual
+            code = _code_of(refused)
             message = refused.message if refused.where is None else f"{refused.message} at {refused.where}"
             failed[at] = Failure(code, message, refused.attempts)
         pieces = [encoded.rows for _, _, encoded in found.good] or [encode(rows.slice(0, 0)).rows]
@@ -144,6 +143,13 @@ class Steps:
                 message = f"{column} holds NaN or infinity, which model.forbid_nan refuses"
                 bad.setdefault(int(position), Failure(ErrorCode.SCHEMA, message))
         return Encoded(rows, bad)
+
+
+def _code_of(error: BatchinferError) -> ErrorCode:
+    if isinstance(error, OutOfMemory):
+        return ErrorCode.MEMORY
+    usual = ErrorCode.USER if isinstance(error, UserCodeError) else ErrorCode.SCHEMA
+    return passing_code(error) or usual
 
 
 def load_steps(job: Job, device: str) -> list[Preprocessor]:

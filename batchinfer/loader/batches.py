@@ -195,6 +195,8 @@ def with_stand_ins(batch: HostBatch, bad: Iterable[int]) -> HostBatch:
         return dataclasses.replace(batch, tensors=packed_stand_ins(batch, positions))
     take = np.arange(len(batch.rows) + batch.filled)
     take[positions] = np.setdiff1d(np.arange(len(batch.rows)), positions)[0]
+    # What fills it up is its last row again.
+    take[len(batch.rows) :] = take[len(batch.rows) - 1]
     tensors_of = {
         name: column[take] if isinstance(column, np.ndarray) else column.take(take)
         for name, column in batch.tensors.items()

@@ -212,6 +212,8 @@ class _Parts:
             ceiling=_ceiling(self.backend, start),
             retry=self.retry,
             bit=job.compute.determinism == "bit",
+            # What steps make of results is judged once they have.
+            finite=job.errors.check_finite and not posts,
             timeline=Timeline(start.concurrency),
             levels=levels,
             sample=Sample(start.concurrency) if start.measure else None,

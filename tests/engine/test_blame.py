@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -17,8 +18,10 @@ from batchinfer.errors import BatchinferError, DataError, OutOfMemory
 class Attempts:
     """Fails where a range holds a bad row, or more rows than fit; counts how often it is asked."""
 
-    def __init__(self, bad: set[int], fits: int = 10**9) -> None:
-        self.bad, self.fits = bad, fits
+    def __init__(
+        self, bad: set[int], fits: int = 10**9, error: Callable[[str], BatchinferError] = DataError
+    ) -> None:
+        self.bad, self.fits, self.error = bad, fits, error
         self.count = self.num_rows = 0
 
     def __call__(self, start: int, stop: int) -> list[int]:
@@ -29,7 +32,7 @@ class Attempts:
         if len(rows) > self.fits:
             raise OutOfMemory("no memory")
         if self.bad.intersection(rows):
-            raise DataError("a bad row")
+            raise self.error("a bad row")
         return list(rows)
 
 
@@ -50,12 +53,15 @@ def kept(found: Isolated[list[int]]) -> list[int]:
     return [row for _, _, rows in found.good for row in rows]
 
 
-@given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))))
-def test_exactly_the_bad_rows(case: tuple[int, set[int]]) -> None:
-    """Exactly the bad rows are blamed, the others are kept once and in order, and each bad row costs at
-    most 2 log2(rows) + 2 attempts."""
+@given(
+    st.integers(1, 200).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))),
+    st.sampled_from([DataError, OutOfMemory]),
+)
+def test_exactly_the_bad_rows(case: tuple[int, set[int]], error: Callable[[str], BatchinferError]) -> None:
+    """Exactly the bad rows are blamed, those that never fit too, the others are kept once and in order, and
+    each bad row costs at most 2 log2(rows) + 2 attempts."""
     num_rows, bad = case
-    attempts = Attempts(bad)
+    attempts = Attempts(bad, error=error)
     found = search(num_rows, attempts)
     assert set(found.bad) == bad
     assert kept(found) == [row for row in range(num_rows) if row not in bad]
