@@ -167,7 +167,7 @@ def test_a_row_that_kills_after_the_model(tmp_path: Path, batchinfer: Run) -> No
         ("{'y': None}", "the model gave one value of 'y' for a batch of"),
         ("{'y': {'x': 1}}", "the model gave one value of 'y' for a batch of"),
         ("{'y': [[1, 2], [3]]}", "model:Odd returned lists of several lengths"),
-        ("{'y': [[1, 2]] * len(batch['x'])}", "has shape (1, 2), which is no float32 per row"),
+        ("{'y': [[1, 2]] * len(batch['x'])}", "with the shape (1, 2), which is no y: float32[?]"),
         ("{}", "model:Odd returned no 'y'"),
         ("None", "must return a dict of columns, but returned NoneType"),
     ],
