@@ -35,9 +35,9 @@ def test_the_best_size_is_found_and_kept(
     generation takes the new one; and nothing is remembered where the cache is off, or damaged."""
     monkeypatch.setenv("BATCHINFER_CACHE", str(tmp_path / "kept"))
     write_shards(tmp_path / "in", [300, 150])
-    model = {"seconds_per_batch": 0.012, "seconds_per_row": 0.0006, "cache_rows": 64, "exclusive": True}
+    model = {"seconds_per_batch": 0.004, "seconds_per_row": 0.0002, "cache_rows": 64, "exclusive": True}
     job = doubling_job(tmp_path, batching={"size": "auto"}, model=model)
-    found = tuned(batchinfer, job)
+    found = tuned(batchinfer, job, "--seconds", "0.8")
     assert found["chosen"]["batching"] == {"by": "rows", "size": 64}
     assert (found["chosen"]["workers"], found["counted"], found["rows"]) == (1, "rows", 450)
     assert any(reason.startswith("128 rows at once: -") for reason in found["reasons"])
