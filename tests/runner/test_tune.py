@@ -37,7 +37,7 @@ def test_the_best_size_is_found_and_kept(
     write_shards(tmp_path / "in", [300, 150])
     model = {"seconds_per_batch": 0.004, "seconds_per_row": 0.0002, "cache_rows": 64, "exclusive": True}
     job = doubling_job(tmp_path, batching={"size": "auto"}, model=model)
-    found = tuned(batchinfer, job, "--seconds", "0.8")
+    found = tuned(batchinfer, job, "--seconds", "0.5")
     assert found["chosen"]["batching"] == {"by": "rows", "size": 64}
     assert (found["chosen"]["workers"], found["counted"], found["rows"]) == (1, "rows", 450)
     assert any(reason.startswith("128 rows at once: -") for reason in found["reasons"])
