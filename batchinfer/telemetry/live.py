@@ -53,9 +53,11 @@ class LiveProgress:
                 self._ticker.start()
             case SettingsChosen(settings=settings):
                 told = "   ".join(f"{name} {value}" for name, value in settings.items())
-                self._say(Text.assemble(("settings   ", "dim"), figures.plain(told)))
+                self._say(Text.assemble(("settings".ljust(LABEL), "dim"), figures.plain(told)))
             case WorkerSaid(worker=worker, line=line):
-                self._say(Text.assemble((f"worker {worker} | ", "dim"), figures.plain(redact(line))))
+                said = figures.plain(redact(line))
+                # As it was printed: somebody may want to copy it.
+                self._say(Text.assemble((f"worker {worker} | ", "dim"), said, no_wrap=True))
             case Listening(url=url):
                 self._say(Text(f"metrics at {url}/metrics", style="dim"))
             case Warned(code=code, message=message):
@@ -124,7 +126,7 @@ class Painter:
         # A terminal that changes its width breaks lines, and forgets that only once they are erased.
         anew = above or columns != self._columns
         text = self._top() + (_CLEAR_BELOW if anew else "")
-        text += "".join(f"{self._colours(line)}\n" for line in above)
+        text += "".join(f"{self._colours(line)}\n" for line in self._fitted(above, columns))
         text += f"{_CLEAR_LINE}\n".join(self._colours(line) for line in lines)
         self._out.write(text + _CLEAR_BELOW)
         self._drawn, self._columns = [line.cell_len for line in lines], columns
@@ -132,16 +134,18 @@ class Painter:
     def finish(self, lines: list[Text], *, above: list[Text]) -> None:
         """Erase what was drawn, and print lines in its place, broken where words end."""
         columns, _ = self._out.size()
-        whole = [*above, *(piece for line in lines for piece in self._broken(line, columns))]
         text = self._top() + _CLEAR_BELOW if self._drawn else ""
-        text += "".join(f"{self._colours(line)}\n" for line in whole)
+        text += "".join(f"{self._colours(line)}\n" for line in self._fitted([*above, *lines], columns))
         if text:
             self._out.write(text)
         self._drawn = []
 
+    def _fitted(self, lines: list[Text], columns: int) -> list[Text]:
+        return [piece for line in lines for piece in self._broken(line, columns)]
+
     def _broken(self, line: Text, columns: int) -> list[Text]:
         """Break a line that is too long; what follows stands below its first word."""
-        if line.cell_len <= columns:
+        if line.no_wrap or line.cell_len <= columns:
             return [line]
         label, rest = line.divide([LABEL])
         pieces = list(rest.wrap(self._console, max(20, columns - LABEL)))
