@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from batchinfer.data import Receipt
-from batchinfer.errors import BatchinferError
+from batchinfer.errors import BatchinferError, ExitCode
+
+_KEYBOARD = 130
+"""What Ctrl-C ends a command with where no run could come to an orderly end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,21 +164,28 @@ class Warned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFailed:
-    """What ended a run early, or before it began; `kind` is stable."""
+    """What ended a run early, or before it began: then no RunStarted came before it, and no RunFinished
+    follows. `kind` is stable, `seconds` passed since the start of the run, which is called `run`."""
 
     kind: str
     message: str
     where: str | None = None
     hint: str | None = None
+    exit_code: int = ExitCode.CRASH
+    seconds: float = 0.0
+    run: str = ""
 
     @classmethod
-    def of(cls, error: BaseException) -> RunFailed:
+    def of(cls, error: BaseException, *, run: str = "", seconds: float = 0.0) -> RunFailed:
         """Return what there is to say of an error."""
+        told: dict[str, Any] = {"kind": "bug", "message": type(error).__name__}
         if isinstance(error, BatchinferError):
-            return cls(kind=error.kind, message=error.message, where=error.where, hint=error.hint)
-        if isinstance(error, KeyboardInterrupt):
-            return cls(kind="interrupted", message="interrupted from the keyboard")
-        return cls(kind="bug", message=type(error).__name__)
+            told = {"kind": error.kind, "message": error.message, "where": error.where, "hint": error.hint}
+            told["exit_code"] = error.exit_code
+        elif isinstance(error, KeyboardInterrupt):
+            told = {"kind": "interrupted", "message": "interrupted from the keyboard"}
+            told["exit_code"] = _KEYBOARD
+        return cls(**told, run=run, seconds=seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

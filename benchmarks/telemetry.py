@@ -4,8 +4,8 @@ The same job runs with everything on and with nothing, in turns: *on* is the dis
 in JSON, a receipt and a report, and metrics that are pushed, scraped and written to a file, with the common
 names too, all of it every five seconds, which is three to six times as often as by default; *off* has no
 observer at all. The device is simulated and quick, with two hundred batches a second, so that there is much
-to tell. *time* is the one over the other, from the first worker that is ready to the last commit; *cpu* is the
-processor time that the parent took more, over that time. *attribution* is what workers take to note where
+to tell. *time* is the one over the other, from the first worker that is ready to the last commit; *cpu* is
+the processor time that the parent took more, over that time. *attribution* is what workers take to note where
 their time goes, which cannot be switched off: measured alone, for as many batches, over the time of these.
 The program fails where the median of one of them is above 1 %.
 """

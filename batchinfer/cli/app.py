@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Annotated
@@ -28,6 +29,7 @@ from batchinfer.cli import (
 )
 from batchinfer.cli.failures import exit_code_of, in_our_words, show_failure
 from batchinfer.cli.streams import occupy
+from batchinfer.cli.told import asks_for_json
 from batchinfer.errors import BatchinferError
 
 app = typer.Typer(
@@ -90,6 +92,6 @@ def run_app() -> int:
     except BaseException as raised:  # noqa: BLE001 - the outermost boundary
         stopped = keyboard.pressed and not isinstance(raised, BatchinferError)
         error = KeyboardInterrupt() if stopped else in_our_words(raised)
-        show_failure(error)
+        show_failure(error, as_json=asks_for_json(sys.argv[1:]))
         return exit_code_of(error)
     return code if isinstance(code, int) else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -64,9 +65,10 @@ def observers_of(
     job: Job, log_format: LogFormat, log_file: str | None, *, index: int | None = None
 ) -> list[Observer]:
     """Return what shows and keeps a run. `index` is this process's, where several share the job."""
+    from batchinfer.cli.told import TOLD
     from batchinfer.telemetry import make_observers
 
-    return make_observers(
+    observers = make_observers(
         job.observe,
         job=job.name,
         interactive=interactive(),
@@ -77,14 +79,22 @@ def observers_of(
         limits=job.limits,
         record=job,
     )
+    # After the display: what is told is told there.
+    return [*observers, TOLD] if log_format is LogFormat.json else observers
 
 
-def this_machine() -> Machine:
-    """Return what this machine has. Raises DeviceError where its driver hangs."""
+def this_machine(observers: Sequence[Observer] = ()) -> Machine:
+    """Return what this machine has. Raises DeviceError where its driver hangs, of which observers hear."""
     from batchinfer.config import Machine, usable_cores
     from batchinfer.hardware import gpus_in_time
 
-    return Machine(cores=usable_cores(), gpus=tuple(gpu.name for gpu in gpus_in_time()))
+    try:
+        return Machine(cores=usable_cores(), gpus=tuple(gpu.name for gpu in gpus_in_time()))
+    except BaseException:
+        from batchinfer.runner.audience import Audience
+
+        with Audience(observers):
+            raise
 
 
 def output_of(target: str) -> tuple[str, dict[str, object]]:

@@ -10,7 +10,9 @@ import traceback
 
 import typer
 
-from batchinfer.errors import BatchinferError, ExitCode, LocalDiskError
+from batchinfer.cli.told import TOLD, error_line
+from batchinfer.errors import BatchinferError, ExitCode, LocalDiskError, UsageError
+from batchinfer.events import RunFailed
 from batchinfer.redact import redact, visible
 
 _WrongCommandLine: type[Exception] = typer.BadParameter.__mro__[2]
@@ -49,21 +51,45 @@ def exit_code_of(error: BaseException) -> int:
     return ExitCode.CRASH
 
 
-def show_failure(error: BaseException) -> None:
-    """Print what happened, where, and the way out, to stderr."""
+def show_failure(error: BaseException, *, as_json: bool = False) -> None:
+    """Print what happened, where, and the way out, to stderr; as one line of JSON where that was asked for,
+    and only what the log of the run has not said."""
     if isinstance(error, (typer.Exit, SystemExit)):
+        return
+    if as_json:
+        _show_json(error)
         return
     if isinstance(error, _WrongCommandLine):
         error.show()  # type: ignore[attr-defined]
     elif isinstance(error, BatchinferError):
         _say(f"{_red('error')}[{error.kind}]: {error}")
-        if error.details and os.environ.get("BATCHINFER_DEBUG"):
-            _say(visible(error.details, lines=True))
+        if details := _details(error):
+            _say(visible(details, lines=True))
     elif isinstance(error, (KeyboardInterrupt, typer.Abort)):
         _say("interrupted")
     else:
-        _say(visible(redact("".join(traceback.format_exception(error))), lines=True))
+        _say(visible(_details(error), lines=True))
         _say(f"{_red('error')}[bug]: this should not happen; please report it with the lines above")
+
+
+def _show_json(error: BaseException) -> None:
+    if isinstance(error, _WrongCommandLine):
+        failed = RunFailed(kind=UsageError.kind, message=error.format_message())  # type: ignore[attr-defined]
+        _say(error_line(failed))
+        return
+    details = _details(error)
+    if details or not TOLD.is_told:
+        stopped = isinstance(error, typer.Abort)
+        _say(error_line(RunFailed.of(KeyboardInterrupt() if stopped else error), details))
+
+
+def _details(error: BaseException) -> str:
+    """Return the traceback of a bug; of what went wrong in a worker, where somebody asks for it."""
+    if isinstance(error, BatchinferError):
+        return error.details if os.environ.get("BATCHINFER_DEBUG") else ""
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return ""
+    return redact("".join(traceback.format_exception(error)))
 
 
 def _forget_output() -> None:

@@ -50,7 +50,7 @@ def command(
     job = _job_of(output, param, set_)
     observers = observers_of(job, log_format, log_file)
     try:
-        run(job, this_machine(), observers, retrial=Retrial(where=asked, mended=mended))
+        run(job, this_machine(observers), observers, retrial=Retrial(where=asked, mended=mended))
     except NothingToRetry:
         typer.echo("nothing to do: no failed row is asked for")
 

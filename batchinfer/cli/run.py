@@ -59,7 +59,7 @@ def command(
         loaded = load(job, param, set_)
         share = share_of(shard)
         observers = observers_of(loaded, log_format, log_file, index=share.index)
-        machine = this_machine()
+        machine = this_machine(observers)
         report = run(loaded, machine, observers, share=share, force=force, measure=measure, standby=standby)
     if report.units_reused == report.units_total and exit_empty:
         raise typer.Exit(ExitCode.EMPTY)

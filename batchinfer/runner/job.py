@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from batchinfer.config import Job, Machine, Tuned, resolve
 from batchinfer.data import Receipt, RowError
 from batchinfer.engine.publish import sha256
-from batchinfer.errors import BatchinferError, ExitCode, UnavailableError
-from batchinfer.events import Event, OthersCommitted, RunFailed, RunFinished, SettingsChosen, Warned
+from batchinfer.errors import UnavailableError
+from batchinfer.events import OthersCommitted, RunFinished, SettingsChosen, Warned
+from batchinfer.runner.audience import Audience
 from batchinfer.runner.budget import Budget
 from batchinfer.runner.environment import worker_environment
-from batchinfer.runner.facts import plan_followed, told
+from batchinfer.runner.facts import plan_followed
 from batchinfer.runner.finish import finish, manifest_bytes
 from batchinfer.runner.forecast import against
 from batchinfer.runner.keeper import DealtWork, Keeper
@@ -60,25 +59,15 @@ def run(
     NothingToRetry. A worker that is on `standby` is the first. With what is `prepared` already, that is run,
     whatever the job says of its input.
     """
-    tuned = find_tuned(job, machine)
-    resolved = resolve(job, machine, tuned=tuned)
-    session = _Session(resolved, observers, share or Share(), force=force, measure=measure)
-    session.standby, session.retrial = standby, retrial
-    session.tuned, session.prepared = tuned, prepared
-    try:
+    with Audience(observers) as audience:
+        tuned = find_tuned(job, machine)
+        resolved = resolve(job, machine, tuned=tuned)
+        session = _Session(resolved, audience, share or Share(), force=force, measure=measure)
+        session.standby, session.retrial = standby, retrial
+        session.tuned, session.prepared = tuned, prepared
         report = session.run()
-    except BaseException as error:
-        session.emit(RunFailed.of(error))
-        # A run that never began has no end to tell of: the error says it all.
-        if session.announced:
-            code = error.exit_code if isinstance(error, BatchinferError) else ExitCode.CRASH
-            session.emit(
-                RunFinished(exit_code=code, seconds=session.seconds, complete=False, error=told(error))
-            )
-        raise
-    else:
         whole = not report.units_left
-        session.emit(
+        audience.emit(
             RunFinished(
                 exit_code=0,
                 seconds=report.seconds,
@@ -91,9 +80,6 @@ def run(
             )
         )
         return report
-    finally:
-        for observer in observers:
-            observer.close()
 
 
 _PROMISES = {
@@ -112,19 +98,16 @@ class _OtherPlanError(Exception):
 class _Session:
     """One run: what it found, what it did."""
 
-    def __init__(
-        self, job: Job, observers: Sequence[Observer], share: Share, *, force: bool, measure: bool
-    ) -> None:
+    def __init__(self, job: Job, audience: Audience, share: Share, *, force: bool, measure: bool) -> None:
         self._job = job
-        self._observers = observers
+        self._emit = audience.emit
+        self._audience = audience
         self._share = share
         self._force = force
         self._measure = measure
-        self._run_id = secrets.token_hex(4)
-        self._began = time.monotonic()
+        self._run_id = audience.run
         self._receipts: dict[int, Receipt] = {}
         self._settings: dict[str, str] = {}
-        self.announced = False
         self.standby: Standby | None = None
         self.retrial: Retrial | None = None
         self.tuned: Tuned | None = None
@@ -134,16 +117,6 @@ class _Session:
     @property
     def _samples(self) -> tuple[RowError, ...]:
         return self._budget.samples if self._budget is not None else ()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._began
-
-    def emit(self, event: Event) -> None:
-        """Tell every observer."""
-        for observer in self._observers:
-            observer.on_event(event)
 
     def run(self) -> RunReport:
         """Prepare, run the pending units, finish; where files arrived meanwhile, once more for them."""
@@ -181,7 +154,7 @@ class _Session:
             self._warn("retry", told)
         completes = not prepared.pending and not prepared.finished
         if prepared.stored and (pending or completes):
-            self.emit(plan_followed(prepared))
+            self._emit(plan_followed(prepared))
         if pending:
             probe(prepared.store, root, commit=self._job.output.commit)
             if self._job.output.commit in _PROMISES:
@@ -223,8 +196,7 @@ class _Session:
     def _announce(self, prepared: Prepared, devices: Sequence[str]) -> None:
         assert self._budget is not None
         told = announcement(prepared, self._run_id, self._share, devices, errors_allowed=self._budget.allowed)
-        self.announced = True
-        self.emit(told)
+        self._emit(told)
 
     def _run_units(
         self, prepared: Prepared, pending: Sequence[int], devices: Sequence[str], interrupts: Interrupts
@@ -234,7 +206,7 @@ class _Session:
 
         def on_others(units: Sequence[int]) -> None:
             """Tell of units that other processes have done."""
-            self.emit(OthersCommitted(units=len(units), rows=prepared.planned_rows(units)))
+            self._emit(OthersCommitted(units=len(units), rows=prepared.planned_rows(units)))
 
         me, every_s = new_owner(self._share.index), self._job.compute.heartbeat
         presence = Presence(prepared.store, self._job.output.path, plan.plan8, me, every_s=every_s)
@@ -249,7 +221,7 @@ class _Session:
                 return
             began = True
             self._settings = told_settings(prepared.job, ready.settings)
-            self.emit(SettingsChosen(settings=self._settings))
+            self._emit(SettingsChosen(settings=self._settings))
             for hint in ready.hints:
                 self._warn("slow", hint)
             if not stored:
@@ -257,7 +229,7 @@ class _Session:
                 winner = store_plan(prepared.store, self._job.output.path, plan)
                 if winner.plan8 != plan.plan8:
                     raise _OtherPlanError
-                self.emit(plan_followed(prepared))
+                self._emit(plan_followed(prepared))
             suspects = presence.blame(prepared.beats, prepared.ledger.committed)
             if suspects:
                 self._warn("suspects", f"units {_few(suspects)} were being done when an earlier run died")
@@ -265,7 +237,7 @@ class _Session:
 
         dealt = DealtWork(plan, deal, keeper, spilled=prepared.spilled, on_done=self._on_done)
         num_devices = len(dict.fromkeys(devices))
-        work = LimitedWork(dealt, self._job.limits, num_devices=num_devices, began=self._began)
+        work = LimitedWork(dealt, self._job.limits, num_devices=num_devices, began=self._audience.began)
         work.begin()
         stall = self._job.compute.stall_timeout
         try:
@@ -280,7 +252,7 @@ class _Session:
                     ],
                     spawn=self._spawner(),
                     work=work,
-                    emit=self.emit,
+                    emit=self._emit,
                     on_ready=on_ready,
                     interrupts=interrupts,
                     grace_s=self._job.limits.grace,
@@ -295,7 +267,7 @@ class _Session:
         self._warn("heartbeat", f"no sign of life could be given ({error.message}); the run goes on")
 
     def _warn(self, code: str, message: str) -> None:
-        self.emit(Warned(code=code, message=message))
+        self._emit(Warned(code=code, message=message))
 
     def _on_done(self, receipt: Receipt) -> None:
         self._receipts[receipt.unit] = receipt
@@ -345,7 +317,7 @@ class _Session:
             rows_reused=0,
             units_total=len(prepared.plan.units),
             units_reused=len(prepared.plan.units) - len(self._receipts),
-            seconds=self.seconds,
+            seconds=self._audience.seconds,
             units_left=units_left,
             errors=self._samples,
             settings=self._settings,
@@ -366,7 +338,7 @@ class _Session:
             rows_reused=planned - prepared.planned_rows(list(self._receipts)),
             units_total=len(plan.units),
             units_reused=len(plan.units) - len(self._receipts),
-            seconds=self.seconds,
+            seconds=self._audience.seconds,
             errors=self._samples,
             manifest_sha256=sha256(manifest_bytes(manifest)),
             settings=self._settings,

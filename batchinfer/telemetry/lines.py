@@ -99,8 +99,9 @@ class LineProgress:
                 self._note(of_event(event))
             case WorkerExited() | WorkerSaid() | Warned() | Listening():
                 self._note(of_event(event))
-            case RunFailed() if self._json:
-                self._note(of_event(event))  # in text, the command has the last word
+            case RunFailed() if self._json:  # in text, the command has the last word
+                self._run = self._run or event.run
+                self._note(of_event(event))
             case UnitCommitted() if self._units:
                 self._note(self._unit(event))
             case _:

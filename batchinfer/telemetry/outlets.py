@@ -35,8 +35,7 @@ def metric_outlets(
     from batchinfer.telemetry.metrics import RunMetrics
 
     metrics = RunMetrics(tally, devices, limits=limits, compat_names=observe.compat_names)
-    last_run = LastRun(tally)
-    found: list[Observer] = [metrics, last_run]
+    found: list[Observer] = [metrics]
 
     def warn(code: str) -> Callable[[str], None]:
         return lambda message: tell(Warned(code=code, message=message))
@@ -56,7 +55,11 @@ def metric_outlets(
         from batchinfer.telemetry.push import instance_name
         from batchinfer.telemetry.textfile import Textfile
 
-        found.append(
+        # One of its own: it knows of the last success from its file, which is older than what the gateway
+        # has where the run before was on another machine.
+        last_run = LastRun(tally)
+        found += [
+            last_run,
             Textfile(
                 observe.textfile,
                 job=job,
@@ -65,12 +68,14 @@ def metric_outlets(
                 last_run=last_run,
                 every_s=observe.interval,
                 warn=warn("textfile"),
-            )
-        )
+            ),
+        ]
     if observe.pushgateway is not None:
         from batchinfer.telemetry.push import Pushgateway
 
-        found.append(
+        last_run = LastRun(tally)
+        found += [
+            last_run,
             Pushgateway(
                 observe.pushgateway,
                 job=job,
@@ -78,6 +83,6 @@ def metric_outlets(
                 last_run=last_run,
                 warn=warn("pushgateway"),
                 index=index,
-            )
-        )
+            ),
+        ]
     return found

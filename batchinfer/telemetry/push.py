@@ -15,7 +15,7 @@ from urllib.error import HTTPError, URLError
 from prometheus_client import delete_from_gateway, push_to_gateway, pushadd_to_gateway
 
 from batchinfer.errors import JobFileError
-from batchinfer.events import Event, RunFinished, RunStarted
+from batchinfer.events import Event, RunFailed, RunFinished, RunStarted
 from batchinfer.telemetry import figures
 from batchinfer.telemetry.metrics import registry_of
 from batchinfer.telemetry.ticker import Ticker
@@ -42,7 +42,8 @@ class Pushgateway:
     the run has succeeded: nobody else would, and it would be there for ever.
 
     How the run ended goes to the group of the job alone, as a few metrics that stay; so the time of the
-    last success survives a run that fails, whose own group stays as it was. A gateway that is gone, slow
+    last success survives a run that fails, whose own group stays as it was. A run that fails before it
+    began has no group of its own, and tells the job's of its end. A gateway that is gone, slow
     or wrong costs one call of `warn`. `index` is this process's among those of the job, if it has
     one: without an `instance`, it is what names the group, which the next run takes over.
     Raises JobFileError for a URL that names no host, and for certificates that cannot be read.
@@ -77,9 +78,11 @@ class Pushgateway:
         self._ticker = Ticker(self._push, every_s=options.every, name="pushgateway")
 
     def on_event(self, event: Event) -> None:
-        """Begin to push when the run begins; note how it ends."""
+        """Begin to push when the run begins, or never will; note how it ends."""
         if isinstance(event, RunStarted):
             self._finished = None
+            self._ticker.start()
+        elif isinstance(event, RunFailed) and self._last_run.never_began:
             self._ticker.start()
         elif isinstance(event, RunFinished):
             self._finished = event
@@ -97,10 +100,11 @@ class Pushgateway:
             "handler": self._send,
         }
         finished = self._finished if last else None
+        never_began = self._last_run.never_began
         try:
-            if finished is None or finished.exit_code:
+            if not never_began and (finished is None or finished.exit_code):
                 push_to_gateway(**to, registry=self._live, grouping_key=self._key)
-            if finished is not None and self._last_run.is_told:
+            if last and self._last_run.is_told:
                 # Added, so that the time of the last success stays where this run is none.
                 pushadd_to_gateway(**to, registry=self._end)
             if finished is not None and not finished.exit_code:
@@ -127,7 +131,8 @@ class Pushgateway:
     def _complain(self, why: str) -> None:
         if not self._warned:
             self._warned = True
-            self._warn(f"cannot push metrics to {self._host}: {why}; the run goes on")
+            then = "how it ended is not told there" if self._last_run.never_began else "the run goes on"
+            self._warn(f"cannot push metrics to {self._host}: {why}; {then}")
 
 
 def instance_name(index: int | None) -> str:

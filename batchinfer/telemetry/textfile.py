@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 
-from batchinfer.events import Event, RunFinished, RunStarted
+from batchinfer.events import Event, RunFailed, RunFinished, RunStarted
 from batchinfer.telemetry.last_run import SUCCESS
 from batchinfer.telemetry.metrics import registry_of
 from batchinfer.telemetry.ticker import Ticker
@@ -32,8 +32,8 @@ class Textfile:
     """Writes the metrics to a file again and again, whole or not at all, readable for everybody.
 
     Every series has the labels `job` and `instance`, for a collector reads the files of many jobs. After a
-    run that succeeded only what it came to stays; the time of the last success is taken over from
-    the file of the run before. What cannot be written costs one call of `warn`.
+    run that succeeded, or never began, only what it came to stays; the time of the last success is taken
+    over from the file of the run before. What cannot be written costs one call of `warn`.
     """
 
     def __init__(
@@ -58,8 +58,9 @@ class Textfile:
         self._ticker = Ticker(self._write, every_s=every_s, name="textfile")
 
     def on_event(self, event: Event) -> None:
-        """Begin to write when the run begins; note how it ends."""
-        if isinstance(event, RunStarted):
+        """Begin to write when the run begins, or never will; note how it ends."""
+        refused = isinstance(event, RunFailed) and self._last_run.never_began
+        if isinstance(event, RunStarted) or refused:
             self._finished = None
             if self._last_run.succeeded_at is None:
                 self._last_run.succeeded_at = _last_success(self._path)
@@ -74,7 +75,7 @@ class Textfile:
 
     def _write(self, last: bool) -> None:  # noqa: FBT001 - the ticker calls it so
         done = last and self._finished is not None and not self._finished.exit_code
-        text = generate_latest(self._end if done else self._live)
+        text = generate_latest(self._end if done or self._last_run.never_began else self._live)
         try:
             _put(self._path, text)
         except OSError as error:
@@ -83,7 +84,8 @@ class Textfile:
     def _complain(self, why: str) -> None:
         if not self._warned:
             self._warned = True
-            self._warn(f"cannot write metrics to {self._path}: {why}; the run goes on")
+            then = "how it ended is not told there" if self._last_run.never_began else "the run goes on"
+            self._warn(f"cannot write metrics to {self._path}: {why}; {then}")
 
 
 class _Labelled:

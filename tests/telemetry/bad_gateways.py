@@ -39,16 +39,16 @@ def server(answer: Callable[[socket.socket, threading.Event], None]) -> Iterator
         thread.join(5)
 
 
-def hear(connection: socket.socket) -> bytes:
-    """Read a whole request: hanging up on unread bytes would reset the connection."""
+def hear(connection: socket.socket, *, body: bool = False) -> bytes:
+    """Read a whole request: hanging up on unread bytes would reset the connection. Return its head, or all."""
     data = b""
     while b"\r\n\r\n" not in data:
         data += connection.recv(65536)
-    head, _, body = data.partition(b"\r\n\r\n")
+    head, between, rest = data.partition(b"\r\n\r\n")
     length = int((re.findall(rb"(?i)content-length: (\d+)", head) or [b"0"])[0])
-    while len(body) < length:
-        body += connection.recv(65536)
-    return head
+    while len(rest) < length:
+        rest += connection.recv(65536)
+    return head + between + rest if body else head
 
 
 def mute(connection: socket.socket, stop: threading.Event) -> None:

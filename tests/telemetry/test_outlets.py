@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from batchinfer.events import RunFinished
+from batchinfer.events import RunFailed, RunFinished
 from batchinfer.telemetry.devices import Devices
 from batchinfer.telemetry.last_run import LastRun
 from batchinfer.telemetry.listen import Listener
@@ -146,6 +146,25 @@ def test_a_share_keeps_the_time_of_the_last_success(tmp_path: Path, run: Any) ->
     run.say(RunFinished(exit_code=0, seconds=1.0, complete=False))
     filed.observer.close()
     assert values(path.read_text()) == {f"batchinfer_last_success_timestamp_seconds[{OURS}]": 1.5e9}
+
+
+def test_a_run_that_never_began_leaves_its_end(tmp_path: Path, run: Any) -> None:
+    """Where planning failed, the file says how it ended, and when a run was last complete; no rows."""
+    path = tmp_path / "embed.prom"
+    path.write_text(
+        'batchinfer_last_success_timestamp_seconds{job="embed"} 1.5e9\n'
+        'batchinfer_last_run_rows{job="embed",outcome="ok"} 100\n'
+    )
+    filed = Filed(run, path)
+    run.say(RunFailed(kind="input", message="nothing there", exit_code=66, seconds=1.5))
+    filed.observer.close()
+    assert values(path.read_text()) == {
+        f"batchinfer_last_run_timestamp_seconds[{OURS}]": 1.79e9,
+        f"batchinfer_last_run_duration_seconds[{OURS}]": 1.5,
+        f"batchinfer_last_run_exit_code[{OURS}]": 66,
+        f"batchinfer_last_success_timestamp_seconds[{OURS}]": 1.5e9,
+    }
+    assert filed.warnings == []
 
 
 def test_a_file_that_cannot_be_written_costs_one_warning(tmp_path: Path, run: Any) -> None:

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from batchinfer.config.observe import PushgatewayOptions
 from batchinfer.config.sections import ObserveOptions
 from batchinfer.errors import JobFileError
-from batchinfer.events import RunFinished
+from batchinfer.events import RunFailed, RunFinished
 from batchinfer.telemetry import make_observers
 from batchinfer.telemetry.devices import Devices
 from batchinfer.telemetry.last_run import LastRun
@@ -334,18 +334,63 @@ def test_a_url_without_a_host_is_refused_at_once(run: Any, url: str) -> None:
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_run_that_never_began_pushes_nothing(run: Any) -> None:
-    """Where planning failed, the group of the last good run stays as it is."""
+def test_a_run_that_never_began_pushes_its_end(run: Any) -> None:
+    """Where planning failed, the job's group is told once, of the end and of no rows; no other is touched."""
     heard: list[bytes] = []
 
     def listen(connection: socket.socket, stop: threading.Event) -> None:
-        heard.append(hear(connection))
+        heard.append(hear(connection, body=True))
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
     with server(listen) as url:
-        pushed = Pushed(run, url)
-        run.finish(exit_code=66)
+        pushed = Pushed(run, url, every=0.02, timeout=5.0)
+        run.say(RunFailed(kind="input", message="nothing there", exit_code=66, seconds=1.5))
         pushed.observer.close()
-    assert heard == []
+    (request,) = heard
+    head, _, body = request.decode().partition("\r\n\r\n")
+    assert head.startswith("POST /metrics/job/embed ")
+    told = [line for line in body.splitlines() if not line.startswith("#")]
+    assert told == [
+        "batchinfer_last_run_timestamp_seconds 1.79e+09",
+        "batchinfer_last_run_duration_seconds 1.5",
+        "batchinfer_last_run_exit_code 66.0",
+    ]
+    assert pushed.warnings == []
+
+
+def test_the_time_of_the_last_success_outlives_a_run_that_never_began(
+    real: str, new_run: Callable[[], Any]
+) -> None:
+    """After a success, a run that is refused changes the exit code in the job's group and keeps the time."""
+    first, second = new_run(), new_run()
+    pushed = Pushed(first, real, job="refused", timeout=5.0)
+    first.start(rows=100, units=1)
+    first.commit(100)
+    first.finish()
+    pushed.observer.close()
+    pushed = Pushed(second, real, job="refused", timeout=5.0)
+    second.say(RunFailed(kind="fingerprint", message="another job", exit_code=67))
+    pushed.observer.close()
+    held = series(real, "refused", "")
+    assert held["batchinfer_last_run_exit_code"] == 67
+    assert held["batchinfer_last_success_timestamp_seconds"] == 1.79e9
+    assert series(real, "refused", "pod-0") == {}
+
+
+@pytest.mark.parametrize("answer", [mute, endless, failing, lying, dripping])
+def test_a_bad_gateway_holds_up_no_run_that_never_began(
+    run: Any, answer: Callable[[socket.socket, threading.Event], None]
+) -> None:
+    """It costs one warning, at most the timeout later, which does not say that the run goes on."""
+    with server(answer) as url:
+        pushed = Pushed(run, url)
+        began = time.monotonic()
+        run.say(RunFailed(kind="input", message="nothing there", exit_code=66))
+        pushed.observer.close()
+        seconds = time.monotonic() - began
+    assert seconds < 5.0
+    (warning,) = pushed.warnings
+    assert warning.endswith("; how it ended is not told there")
 
 
 def test_the_warning_reaches_the_person(run: Any, tmp_path: Path) -> None:
