@@ -45,20 +45,23 @@ def foretell(
 
 
 def show_forecast(made: Forecast) -> None:
-    """Print a forecast, a line for each number of devices."""
-    typer.echo(f"forecast   from {made.sampled_rows:,} rows on {_count(made.sampled_devices)}")
+    """Print a forecast, a line for each number of devices: on CPUs, of machines like this one."""
+    what = "machine" if made.on_cpu else "device"
+    typer.echo(f"forecast   from {made.sampled_rows:,} rows on {_count(made.sampled_devices, what)}")
     sizes = f"{size_of(made.input_bytes)} in, about {size_of(made.output_bytes)} out"
     typer.echo(f"  left     {made.rows:,} rows, {sizes}")
     for line in made.lines:
-        typer.echo(f"  {_count(line.devices):<10} {_told(line)}")
+        typer.echo(f"  {_count(line.devices, what):<10} {_told(line)}")
+    # No sample of one device tells how far a store, or the cores beside the devices, will do for more.
+    typer.echo(f"  each {what} is taken to have cores, memory and a store as the one here has")
     for warning in made.warnings:
         typer.echo(f"  warning  {warning}")
     for hint in made.hints:
         typer.echo(f"  hint     {hint}")
 
 
-def _count(devices: int) -> str:
-    return f"{devices} device{'' if devices == 1 else 's'}"
+def _count(devices: int, what: str) -> str:
+    return f"{devices} {what}{'' if devices == 1 else 's'}"
 
 
 def _told(line: Line) -> str:

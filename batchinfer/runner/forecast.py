@@ -65,6 +65,7 @@ class Forecast:
     output_bytes: int
     sampled_rows: int
     sampled_devices: int
+    on_cpu: bool
     here: Line
     lines: tuple[Line, ...]
     warnings: tuple[str, ...]
@@ -85,6 +86,7 @@ def forecast(prepared: Prepared, sampled: Sampled) -> Forecast:
         output_bytes=round(sampled.output_bytes / max(sampled.rows, 1) * rows),
         sampled_rows=sampled.rows,
         sampled_devices=sampled.devices,
+        on_cpu=sampled.on_cpu,
         here=here,
         lines=tuple(_line(rows, units, sampled, count, limits) for count in counts),
         warnings=tuple(_warnings(here, limits)),

@@ -40,6 +40,7 @@ class Sampled:
 
     rows: int
     devices: int
+    on_cpu: bool
     lanes: int
     start_s: float
     load_s: float
@@ -78,6 +79,7 @@ def sample_run(
     return Sampled(
         rows=report.rows_in,
         devices=len(devices),
+        on_cpu="cpu" in devices,
         lanes=watch.lanes,
         start_s=watch.ready - watch.began + planned_s,
         load_s=watch.load_s,

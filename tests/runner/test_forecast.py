@@ -44,7 +44,7 @@ def test_a_forecast(tmp_path: Path, batchinfer: Run, monkeypatch: pytest.MonkeyP
     done = batchinfer("plan", str(job), "--sample", "1000")
     assert done.returncode == 0, done.stderr
     assert "left     5,000 rows" in done.stdout
-    for words in ("1 device ", "8 devices", "cost", "energy not known", "warning  limits.max_cost"):
+    for words in ("1 machine ", "8 machines", "cost", "energy not known", "warning  limits.max_cost"):
         assert words in done.stdout
     report = package.run_job(job, limits={})
     assert report.forecast is not None
