@@ -18,7 +18,7 @@ from batchinfer.telemetry.advice import advise, bottleneck
 
 if TYPE_CHECKING:
     from batchinfer.config import Job
-    from batchinfer.events import PlanFollowed, RunFinished
+    from batchinfer.events import RunFinished
     from batchinfer.storage import Store
     from batchinfer.telemetry.recording import Recording
     from batchinfer.telemetry.snapshot import Snapshot
@@ -27,7 +27,6 @@ FORMAT = 1
 """Version of the receipt."""
 
 _LISTED = 100
-_HOUR_S = 3600.0
 
 
 def folder(root: str) -> str:
@@ -82,7 +81,7 @@ def receipt_of(job: Job, recording: Recording, snapshot: Snapshot) -> dict[str, 
         },
         **_counts(snapshot, finished),
         **_speed(recording, snapshot),
-        **_price(recording, snapshot, finished, plan),
+        **_price(snapshot),
         "forecast": _forecast(finished),
         "bottleneck": bottleneck(snapshot),
         "advice": list(advise(snapshot)),
@@ -226,14 +225,10 @@ def _speed(recording: Recording, snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def _price(
-    recording: Recording, snapshot: Snapshot, finished: RunFinished, plan: PlanFollowed
-) -> dict[str, Any]:
-    devices = len({worker.device for worker in snapshot.workers if worker.device})
-    hours = devices * finished.seconds / _HOUR_S
-    price, _ = plan.settings.get("limits.price_per_device_hour", (None, ""))
+def _price(snapshot: Snapshot) -> dict[str, Any]:
+    joules, cost = snapshot.energy_joules, snapshot.cost
     return {
-        "device_hours": round(hours, 6),
-        "cost": None if price is None else round(price * hours, 6),
-        "energy_joules": None if recording.energy_joules is None else round(recording.energy_joules, 1),
+        "device_hours": round(snapshot.device_hours, 6),
+        "cost": None if cost is None else round(cost, 6),
+        "energy_joules": None if joules is None else round(joules, 1),
     }

@@ -87,7 +87,6 @@ class Recording:
         self.plan: PlanFollowed | None = None
         self.finished: RunFinished | None = None
         self._forget()
-        self._energy: dict[int, tuple[float, float]] = {}
         self.gpus: dict[int, Reading] = {}
 
     def _forget(self) -> None:
@@ -103,13 +102,6 @@ class Recording:
     def now(self) -> float:
         """Seconds since the run began."""
         return self._clock() - self._began
-
-    @property
-    def energy_joules(self) -> float | None:
-        """What the GPUs of the run took since it began; None where none of them tells."""
-        if not self._energy:
-            return None
-        return sum(last - first for first, last in self._energy.values())
 
     def on_event(self, event: Event) -> None:
         """Take note."""
@@ -151,9 +143,6 @@ class Recording:
             values[f"{index} utilization"] = sample.utilization_ratio
             values[f"{index} memory"] = sample.memory_used_bytes
             values[f"{index} power"] = sample.power_watts
-            if sample.energy_joules is not None:
-                first, _ = self._energy.get(index, (sample.energy_joules, 0.0))
-                self._energy[index] = (first, sample.energy_joules)
         self.gauges.sample(self.now, values)
 
     def _lane(self, index: int) -> Lane:

@@ -313,7 +313,7 @@ def _run_finished(event: RunFinished, snapshot: Snapshot) -> Record:
         "splits": snapshot.num_splits,
         "restarts": snapshot.num_restarts,
         "errors_allowed": snapshot.errors_allowed,
-        "device_seconds": round(len(snapshot.devices) * event.seconds, 2),
+        "device_seconds": round(snapshot.device_hours * 3600, 2),
         "cost": _round(snapshot.cost, 4),
         "energy_joules": _round(joules, 1),
         "energy_kwh": _round(kwh, 6),

@@ -136,11 +136,15 @@ class Snapshot:
         return self.rows_error / written if written else 0.0
 
     @property
+    def device_hours(self) -> float:
+        """Devices that the run was given times its wall time so far."""
+        return len(self.devices) * self.elapsed_s / 3600
+
+    @property
     def cost(self) -> float | None:
         """What the run's devices cost so far; None without a price."""
-        if self.price_per_device_hour is None:
-            return None
-        return self.price_per_device_hour * len(self.devices) * self.elapsed_s / 3600
+        price = self.price_per_device_hour
+        return None if price is None else price * self.device_hours
 
     @property
     def num_restarts(self) -> int:

@@ -133,9 +133,8 @@ def _stages(snapshot: Snapshot) -> Iterator[Text]:
 def _spent(snapshot: Snapshot) -> Iterator[Text]:
     """Say what the run cost, in money and energy, and what went on in it that should not."""
     if snapshot.cost is not None:
-        hours = len(snapshot.devices) * snapshot.elapsed_s / 3600
         spent = cost(snapshot).removeprefix("cost ")
-        yield _line("cost", f"{spent}   {hours:.3g} device-hours")
+        yield _line("cost", f"{spent}   {snapshot.device_hours:.3g} device-hours")
     if snapshot.energy_joules is not None:
         joules = f"{snapshot.energy_joules:,.0f} J"
         whole = figures.energy(snapshot.energy_joules)

@@ -13,9 +13,21 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import batchinfer as batchinfer_
+from batchinfer.config import load_job
 from batchinfer.data import STAGES, ErrorCode
+from batchinfer.events import PlanFollowed
+from batchinfer.hardware import Gpu, GpuSample
+from batchinfer.telemetry.devices import Devices
+from batchinfer.telemetry.receipt import receipt_of
+from batchinfer.telemetry.recording import Recording
+from batchinfer.telemetry.report import report
+from batchinfer.telemetry.summary import summary
+from batchinfer.telemetry.tally import Tally
+from batchinfer.xids import Xids
 from tests.conftest import CANARY, Run, doubling_job, environment, write_shards
 from tests.runner.commands import start, wait_for_parts
+from tests.telemetry.conftest import Clock
+from tests.telemetry.conftest import Run as Invented
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "run-receipt.schema.json").read_text())
 
@@ -174,3 +186,80 @@ def test_a_receipt_that_cannot_be_written_fails_nothing(tmp_path: Path, batchinf
     wrong = doubling_job(tmp_path, model={"inputs": {"x": "text"}}, output={"path": "other/"})
     assert batchinfer("run", str(wrong)).returncode == 78
     assert not (tmp_path / "other" / "_batchinfer" / "runs").exists()
+
+
+class _NoXids:
+    """GPUs that report nothing."""
+
+    def poll(self) -> None:
+        """Take in nothing."""
+
+    def of(self, uuid: str) -> Xids | None:
+        """Know nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+PLAN = PlanFollowed(
+    plan="0123abcd",
+    generation=1,
+    fingerprint=64 * "a",
+    depends_on={},
+    inputs=(),
+    settings={"limits.price_per_device_hour": (3.6, "as asked")},
+    cores=8,
+)
+
+
+@pytest.mark.parametrize(
+    ("counters", "watts", "joules", "shown"),
+    [
+        ({0: 5000.0, 10: 5150.0, 20: 20.0, 30: 70.0}, 1.0, 230.0, "230 J by the GPUs, whoever used them"),
+        ({0: 5000.0, 10: 5150.0, 20: 20.0, 30: 70.0}, None, None, None),
+    ],
+    ids=["a counter that was reset", "a GPU that does not tell"],
+)
+def test_screen_receipt_and_report_agree(
+    tmp_path: Path, counters: dict[int, float], watts: float | None, joules: float | None, shown: str | None
+) -> None:
+    """Energy, cost and device-hours are the same figures everywhere: a counter that was reset goes on, a GPU
+    without one counts by its power, one that tells neither makes the sum unknown, and a device whose worker was
+    never ready was paid for."""
+    clock = Clock()
+
+    def sample(gpu: Gpu) -> GpuSample:
+        if gpu.index:
+            return GpuSample(power_watts=watts)
+        return GpuSample(energy_joules=counters[int(clock.now)])
+
+    cards = tuple(Gpu(index=at, uuid=f"GPU-{at}", name="L4", memory_total_bytes=None) for at in range(2))
+    devices = Devices(gpus=lambda: cards, sample=sample, watch=lambda _: _NoXids(), clock=clock)
+    run, recording = Invented(clock, Tally(clock=clock, energy=devices.energy_joules)), Recording(clock=clock)
+    run.hear = [devices.on_event, run.tally.on_event, recording.on_event]
+    run.start(rows=60, units=1, workers=3, devices=("cuda:0", "cuda:1", "cuda:2"), price_per_device_hour=3.6)
+    run.say(PLAN)
+    run.ready(0, "cuda:0")
+    run.ready(1, "cuda:1")
+    for second in (0.0, 10.0, 20.0):
+        clock.now = second
+        recording.sample(devices.readings(run.tally.snapshot()))
+    run.batch(60, after=10)
+    run.commit(60)
+    run.finish(rows_ok=60, rows_error=0, rows_filtered=0)
+    devices.close()
+
+    snapshot = run.tally.snapshot()
+    write_shards(tmp_path / "in", [1])
+    receipt = receipt_of(load_job(doubling_job(tmp_path)), recording, snapshot)
+    assert receipt["energy_joules"] == snapshot.energy_joules == joules
+    assert receipt["cost"] == pytest.approx(snapshot.cost)
+    assert receipt["cost"] == pytest.approx(3 * 30 * 0.001)
+    assert receipt["device_hours"] == pytest.approx(3 * 30 / 3600, abs=1e-6)
+    page = report(receipt, recording, snapshot)
+    screen = "\n".join(line.plain for line in summary(snapshot))
+    assert "cost      0.09   0.025 device-hours" in screen
+    assert "<dd>0.09</dd>" in page
+    assert ">0.025 device-hours<" in page
+    assert (f"energy    {shown}" in screen) if shown else ("energy" not in screen)
+    assert ("<dd>230 J</dd>" in page) if shown else ("J a row" not in page)

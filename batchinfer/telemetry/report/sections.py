@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 _MOST_BARS = 24
 _LONGEST = 20_000
-_KWH = 3.6e6
 _FULL = 10_000_000
 """Smaller numbers are written out."""
 
@@ -52,12 +51,12 @@ def headline(receipt: Mapping[str, Any], snapshot: Snapshot) -> Html:
             )
         )
     if receipt["cost"] is not None:
-        tiles.append(_tile(f"{receipt['cost']:.2f}", "cost", f"{receipt['device_hours']:.3f} device-hours"))
+        hours = f"{receipt['device_hours']:.3g} device-hours"
+        tiles.append(_tile(figures.money(receipt["cost"]), "cost", hours))
     if receipt["energy_joules"] is not None:
         joules = receipt["energy_joules"]
         per_row = joules / max(snapshot.num_samples, 1)
-        energy = f"{joules / _KWH:.2f} kWh" if joules > _KWH else f"{joules / _KWH * 1000:.2f} Wh"
-        tiles.append(_tile(energy, "energy", f"{per_row:.3g} J a row"))
+        tiles.append(_tile(figures.energy(joules), "energy", f"{per_row:.3g} J a row"))
     return tag("dl", *tiles, class_="tiles")
 
 
