@@ -103,6 +103,12 @@ class Recording:
         """Seconds since the run began."""
         return self._clock() - self._began
 
+    def opening(self) -> Recording:
+        """Return what is known before the first batch, as a recording that another thread may read."""
+        twin = Recording(clock=self._clock, wall_clock=lambda: self.started_at)
+        twin.plan, twin.settings, twin.notes = self.plan, dict(self.settings), list(self.notes)
+        return twin
+
     def on_event(self, event: Event) -> None:
         """Take note."""
         now = self.now

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def receipts(out: Path) -> list[dict[str, Any]]:
         problems = [f"{error.json_path}: {error.message}" for error in VALID.iter_errors(receipt)]
         assert problems == []
         assert receipt["run"] == path.stem
-        assert path.with_suffix(".html").is_file()
+        assert path.with_suffix(".html").is_file() == (receipt["finished_at"] is not None)
+        assert (receipt["finished_at"] is None) == (receipt["exit_code"] is None)
         found.append(receipt)
     return sorted(found, key=lambda receipt: receipt["started_at"])
 
@@ -171,6 +173,44 @@ def test_a_run_that_is_stopped(tmp_path: Path) -> None:
     last = receipts(tmp_path / "out")[-1]
     assert (last["complete"], last["units"]["committed"], last["bottleneck"]) == (True, 0, None)
     assert last["plan"]["manifest_sha256"] is not None
+
+
+def test_a_run_that_is_killed(tmp_path: Path, batchinfer: Run) -> None:
+    """A run that dies without a word has left a receipt that says when it began. The run that completes its output
+    shows it among the runs of this output, and that it reused what the dead one had done; `verify` copes, also
+    where the receipt without an end is the newest."""
+    write_shards(tmp_path / "in", [600])
+    out, job = tmp_path / "out", str(doubling_job(tmp_path, model={"seconds_per_batch": 0.05}))
+    process = start("run", job)
+    wait_for_parts(out, 2)
+    deadline = time.monotonic() + 60
+    while not receipts(out):
+        assert time.monotonic() < deadline, "it did not tell that it began"
+        time.sleep(0.02)
+    process.kill()
+    process.communicate(timeout=60)
+    (dead,) = receipts(out)
+    assert (dead["finished_at"], dead["exit_code"], dead["complete"]) == (None, None, False)
+    assert (dead["rows"]["total"], dead["units"]["committed"], dead["output_rows"]) == (600, 0, None)
+    assert not (out / "_batchinfer" / "report.html").exists()
+
+    done = batchinfer("run", job, "--set", "model.seconds_per_batch=0")
+    assert done.returncode == 0, done.stderr
+    first, second = receipts(out)
+    assert first == dead
+    assert (second["exit_code"], second["complete"]) == (0, True)
+    reused = second["rows"]["reused"]
+    assert reused >= 200
+    page = (out / "_batchinfer" / "report.html").read_text()
+    runs = page[page.index("<h2>Runs of this output</h2>") :].partition("</section>")[0]
+    assert f"<td>{dead['started_at'].replace('T', ' ')[:19]}</td><td>{dead['run']}</td><td>–</td>" in runs
+    assert runs.count("<td>died, or is still at it</td>") == runs.count("<td>done</td>") == 1
+    assert (
+        f"This run reused {reused} rows; what run {dead['run']} had committed by then is among them." in runs
+    )
+
+    (out / "_batchinfer" / "runs" / f"{dead['run']}.json").touch()
+    assert batchinfer("verify", str(out)).returncode == 0
 
 
 def test_a_receipt_that_cannot_be_written_fails_nothing(tmp_path: Path, batchinfer: Run) -> None:
