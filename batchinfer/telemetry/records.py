@@ -308,6 +308,7 @@ def _run_finished(event: RunFinished, snapshot: Snapshot) -> Record:
         "model_rows_per_second": round(snapshot.model_rate, 3) or None,
         "padding_ratio": _round(snapshot.padding_ratio, 4),
         "advice": list(advise(snapshot)),
+        "start_s": _round(snapshot.start_s, 3),
         "stage_seconds": {stage: round(seconds, 4) for stage, seconds in snapshot.stage_seconds.items()},
         "peak_bytes": snapshot.peak_bytes or None,
         "splits": snapshot.num_splits,

@@ -56,6 +56,9 @@ class Snapshot:
     output: str = ""
     started: bool = False
     elapsed_s: float = 0.0
+    start_s: float | None = None
+    """Of these, the seconds until the first worker was ready, planning and loading the model; None before."""
+
     rows_total: int = 0
     rows_reused: int = 0
     rows_settled: int = 0

@@ -118,6 +118,8 @@ def _speed(snapshot: Snapshot) -> str:
 def _stages(snapshot: Snapshot) -> Iterator[Text]:
     """Say what the devices did with their time, and how much memory that took."""
     whole = sum(snapshot.stage_seconds.values())
+    if whole and snapshot.start_s is not None:
+        yield _line("start", figures.start(snapshot.start_s, snapshot.elapsed_s))
     if whole:
         shares = {stage: snapshot.stage_seconds.get(stage, 0.0) / whole for stage in STAGES}
         waits = "   ".join(f"{stage} {shares[stage] * 100:.1f}" for stage in STAGES[1:])

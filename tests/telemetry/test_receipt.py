@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 import batchinfer as batchinfer_
 from batchinfer.config import load_job
 from batchinfer.data import STAGES, ErrorCode
-from batchinfer.events import PlanFollowed
+from batchinfer.events import PlanFollowed, StagesTimed
 from batchinfer.hardware import Gpu, GpuSample
 from batchinfer.telemetry.devices import Devices
 from batchinfer.telemetry.receipt import receipt_of
@@ -303,3 +303,33 @@ def test_screen_receipt_and_report_agree(
     assert ">0.025 device-hours<" in page
     assert (f"energy    {shown}" in screen) if shown else ("energy" not in screen)
     assert ("<dd>230 J</dd>" in page) if shown else ("J a row" not in page)
+
+
+def test_a_start_that_took_most_of_the_run(run: Any, tmp_path: Path) -> None:
+    """The seconds until the first worker was ready are on the screen, in the receipt and in the report, and where
+    they are most of the run that is the verdict, although the device was busy ever after."""
+    recording = Recording(clock=run.clock)
+    run.hear.append(recording.on_event)
+    run.start(rows=100, units=1, workers=2)
+    run.say(PLAN)
+    run.clock.now = 6.1
+    run.ready(0)
+    run.clock.now = 6.5
+    run.ready(1)
+    run.batch(100, after=2.4, seconds=2.3)
+    run.say(StagesTimed(worker=0, seconds={"compute": 2.75, "read": 0.05}, peak_bytes=2**30))
+    run.commit(100)
+    run.finish(rows_ok=100, rows_error=0, rows_filtered=0)
+
+    snapshot = run.tally.snapshot()
+    write_shards(tmp_path / "in", [1])
+    receipt = receipt_of(load_job(doubling_job(tmp_path)), recording, snapshot)
+    assert (receipt["start_s"], receipt["seconds"], receipt["bottleneck"]) == (6.1, 8.9, "compute")
+    lines = [line.plain for line in summary(snapshot)]
+    assert "start     6.1 s of 8.9 s (68.5 %), planning and loading the model" in lines
+    said = "6.1 of 8.9 s were planning and loading the model"
+    assert any(line.startswith(f"advice    {said}: ") for line in lines)
+    page = report(receipt, recording, snapshot)
+    assert f"<strong>{said}.</strong>" in page
+    assert "Until the first worker was ready: 6.1 s of 8.9 s (68.5 %)" in page
+    assert "The device is what limits this run" not in page
