@@ -4,12 +4,15 @@ A device that is not computing waits for one stage (`engine/timeline.py`). The s
 longest is the bottleneck. What a change would gain is reckoned by that stage alone: of the whole time T,
 w was spent waiting for it. A stage with m hands in place of n needs n/m of the time that it takes; no change
 gains more than all of w.
+
+The stages begin with the first unit. Where planning and loading the model took half of the run or more, that
+is said first.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,8 @@ BUSY = 0.95
 
 _LEAST_S = 0.5
 _LEAST_RATIO = 0.03
+_LEAST_START_S = 1.0
+_LONG_START = 0.5
 _MOST_READERS = 64
 _FOR = {
     "read": "reading",
@@ -72,6 +77,21 @@ def bottleneck(snapshot: Snapshot) -> str | None:
 def advise(snapshot: Snapshot) -> tuple[str, ...]:
     """Say what to change, in at most two sentences; nothing where the devices were busy, or the wait so
     short that it tells nothing."""
+    return (*_start(snapshot), *_waits(snapshot))[:2]
+
+
+def _start(snapshot: Snapshot) -> Iterator[str]:
+    """Say where a run that went well was over soon after its workers had their model."""
+    start_s, whole_s, finished = snapshot.start_s or 0.0, snapshot.elapsed_s, snapshot.finished
+    went_well = finished is None or finished.exit_code == 0
+    if went_well and snapshot.stage_seconds and start_s >= max(_LEAST_START_S, _LONG_START * whole_s):
+        yield (
+            f"{start_s:.1f} of {whole_s:.1f} s were planning and loading the model: more rows per run, "
+            "or fewer processes that share them, spread that"
+        )
+
+
+def _waits(snapshot: Snapshot) -> tuple[str, ...]:
     stage, whole = bottleneck(snapshot), sum(snapshot.stage_seconds.values())
     if stage is None or stage == "compute":
         return ()

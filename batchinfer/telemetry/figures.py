@@ -57,6 +57,12 @@ def duration(seconds: float) -> str:
     return f"{whole // _DAY}d {whole % _DAY // _HOUR:02d}h"
 
 
+def start(seconds: float, whole: float) -> str:
+    """Return `6.1 s of 8.9 s (68.5 %), planning and loading the model`."""
+    share = f" ({percent(seconds / whole)})" if whole else ""
+    return f"{duration(seconds)} of {duration(whole)}{share}, planning and loading the model"
+
+
 def clock(seconds: float) -> str:
     """Return `00:03:32`."""
     whole = int(seconds)

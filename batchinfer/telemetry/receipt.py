@@ -18,7 +18,7 @@ from batchinfer.telemetry.advice import advise, bottleneck
 
 if TYPE_CHECKING:
     from batchinfer.config import Job
-    from batchinfer.events import PlanFollowed, RunFinished
+    from batchinfer.events import RunFinished
     from batchinfer.storage import Store
     from batchinfer.telemetry.recording import Recording
     from batchinfer.telemetry.snapshot import Snapshot
@@ -27,7 +27,6 @@ FORMAT = 1
 """Version of the receipt."""
 
 _LISTED = 100
-_HOUR_S = 3600.0
 
 
 def folder(root: str) -> str:
@@ -36,10 +35,9 @@ def folder(root: str) -> str:
 
 
 def receipt_of(job: Job, recording: Recording, snapshot: Snapshot) -> dict[str, Any]:
-    """Return the receipt of a run that has ended."""
+    """Return the receipt of a run that has ended, or of one that is at its plan and has not."""
     plan, finished = recording.plan, snapshot.finished
     assert plan is not None
-    assert finished is not None
     settings = {
         name: {"value": value, "why": "as asked" if _written(job, name) else why}
         for name, (value, why) in recording.settings.items()
@@ -49,18 +47,19 @@ def receipt_of(job: Job, recording: Recording, snapshot: Snapshot) -> dict[str, 
         "run": snapshot.run,
         "job": job.name,
         "started_at": _time(recording.started_at),
-        "finished_at": _time(recording.started_at + finished.seconds),
-        "seconds": round(finished.seconds, 3),
-        "exit_code": int(finished.exit_code),
-        "complete": finished.complete,
-        "error": finished.error,
+        "finished_at": _time(recording.started_at + finished.seconds) if finished else None,
+        "seconds": round(snapshot.elapsed_s, 3),
+        "start_s": None if snapshot.start_s is None else round(snapshot.start_s, 3),
+        "exit_code": int(finished.exit_code) if finished else None,
+        "complete": finished is not None and finished.complete,
+        "error": finished.error if finished else None,
         "output": job.output.path,
         "plan": {
             "id": plan.plan,
             "generation": plan.generation,
             "fingerprint": plan.fingerprint,
             "manifest": f"_batchinfer/{plan.plan}/manifest.json",
-            "manifest_sha256": finished.manifest_sha256,
+            "manifest_sha256": finished.manifest_sha256 if finished else None,
         },
         "model": {
             "backend": job.model.backend,
@@ -82,7 +81,7 @@ def receipt_of(job: Job, recording: Recording, snapshot: Snapshot) -> dict[str, 
         },
         **_counts(snapshot, finished),
         **_speed(recording, snapshot),
-        **_price(recording, snapshot, finished, plan),
+        **_price(snapshot),
         "forecast": _forecast(finished),
         "bottleneck": bottleneck(snapshot),
         "advice": list(advise(snapshot)),
@@ -98,10 +97,11 @@ def as_json(receipt: Mapping[str, Any]) -> bytes:
     return json.dumps(receipt, indent=1, allow_nan=False, default=str).encode()
 
 
-def latest(store: Store, root: str, count: int) -> list[dict[str, Any]]:
-    """Read the newest receipts beside an output, the oldest of them first. One that cannot be read, or is of
-    another release's format, is left out."""
+def latest(store: Store, root: str, count: int, *, but: str) -> list[dict[str, Any]]:
+    """Read the newest receipts beside an output, the oldest of them first, without that of the run `but`. One
+    that cannot be read, or is of another release's format, is left out."""
     entries = [entry for entry in store.entries(folder(root)) if entry.uri.endswith(".json")]
+    entries = [entry for entry in entries if not entry.uri.endswith(f"/{but}.json")]
     found = []
     for entry in sorted(entries, key=lambda entry: entry.modified)[-count:]:
         try:
@@ -134,9 +134,9 @@ def _time(unix_s: float) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _forecast(finished: RunFinished) -> dict[str, float] | None:
+def _forecast(finished: RunFinished | None) -> dict[str, float] | None:
     """Return what was foretold, and what came."""
-    if finished.forecast is None:
+    if finished is None or finished.forecast is None:
         return None
     return {name: round(finished.forecast[name], 3) for name in ("low", "expected", "high", "actual")}
 
@@ -154,12 +154,14 @@ def _inputs(inputs: Sequence[tuple[str, int, str]]) -> dict[str, Any]:
     }
 
 
-def _counts(snapshot: Snapshot, finished: RunFinished) -> dict[str, Any]:
-    whole = {
-        "ok": finished.rows_ok,
-        "error": finished.rows_error,
-        "filtered": finished.rows_filtered,
-    }
+def _counts(snapshot: Snapshot, finished: RunFinished | None) -> dict[str, Any]:
+    whole = None
+    if finished is not None and finished.rows_ok is not None:
+        whole = {
+            "ok": finished.rows_ok,
+            "error": finished.rows_error,
+            "filtered": finished.rows_filtered,
+        }
     return {
         "rows": {
             "total": snapshot.rows_total,
@@ -168,7 +170,7 @@ def _counts(snapshot: Snapshot, finished: RunFinished) -> dict[str, Any]:
             "error": snapshot.rows_error,
             "filtered": snapshot.rows_filtered,
         },
-        "output_rows": whole if finished.rows_ok is not None else None,
+        "output_rows": whole,
         "units": {
             "total": snapshot.units_total,
             "reused": snapshot.units_reused,
@@ -226,14 +228,10 @@ def _speed(recording: Recording, snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def _price(
-    recording: Recording, snapshot: Snapshot, finished: RunFinished, plan: PlanFollowed
-) -> dict[str, Any]:
-    devices = len({worker.device for worker in snapshot.workers if worker.device})
-    hours = devices * finished.seconds / _HOUR_S
-    price, _ = plan.settings.get("limits.price_per_device_hour", (None, ""))
+def _price(snapshot: Snapshot) -> dict[str, Any]:
+    joules, cost = snapshot.energy_joules, snapshot.cost
     return {
-        "device_hours": round(hours, 6),
-        "cost": None if price is None else round(price * hours, 6),
-        "energy_joules": None if recording.energy_joules is None else round(recording.energy_joules, 1),
+        "device_hours": round(snapshot.device_hours, 6),
+        "cost": None if cost is None else round(cost, 6),
+        "energy_joules": None if joules is None else round(joules, 1),
     }

@@ -87,7 +87,6 @@ class Recording:
         self.plan: PlanFollowed | None = None
         self.finished: RunFinished | None = None
         self._forget()
-        self._energy: dict[int, tuple[float, float]] = {}
         self.gpus: dict[int, Reading] = {}
 
     def _forget(self) -> None:
@@ -104,12 +103,11 @@ class Recording:
         """Seconds since the run began."""
         return self._clock() - self._began
 
-    @property
-    def energy_joules(self) -> float | None:
-        """What the GPUs of the run took since it began; None where none of them tells."""
-        if not self._energy:
-            return None
-        return sum(last - first for first, last in self._energy.values())
+    def opening(self) -> Recording:
+        """Return what is known before the first batch, as a recording that another thread may read."""
+        twin = Recording(clock=self._clock, wall_clock=lambda: self.started_at)
+        twin.plan, twin.settings, twin.notes = self.plan, dict(self.settings), list(self.notes)
+        return twin
 
     def on_event(self, event: Event) -> None:
         """Take note."""
@@ -151,9 +149,6 @@ class Recording:
             values[f"{index} utilization"] = sample.utilization_ratio
             values[f"{index} memory"] = sample.memory_used_bytes
             values[f"{index} power"] = sample.power_watts
-            if sample.energy_joules is not None:
-                first, _ = self._energy.get(index, (sample.energy_joules, 0.0))
-                self._energy[index] = (first, sample.energy_joules)
         self.gauges.sample(self.now, values)
 
     def _lane(self, index: int) -> Lane:

@@ -59,6 +59,9 @@ class Snapshot:
     share: str = ""
     started: bool = False
     elapsed_s: float = 0.0
+    start_s: float | None = None
+    """Of these, the seconds until the first worker was ready, planning and loading the model; None before."""
+
     rows_total: int = 0
     rows_reused: int = 0
     rows_of_others: int = 0
@@ -147,11 +150,15 @@ class Snapshot:
         return self.rows_error / written if written else 0.0
 
     @property
+    def device_hours(self) -> float:
+        """Devices that the run was given times its wall time so far."""
+        return len(self.devices) * self.elapsed_s / 3600
+
+    @property
     def cost(self) -> float | None:
         """What the run's devices cost so far; None without a price."""
-        if self.price_per_device_hour is None:
-            return None
-        return self.price_per_device_hour * len(self.devices) * self.elapsed_s / 3600
+        price = self.price_per_device_hour
+        return None if price is None else price * self.device_hours
 
     @property
     def num_restarts(self) -> int:

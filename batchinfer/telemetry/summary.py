@@ -121,6 +121,8 @@ def _speed(snapshot: Snapshot) -> str:
 def _stages(snapshot: Snapshot) -> Iterator[Text]:
     """Say what the devices did with their time, and how much memory that took."""
     whole = sum(snapshot.stage_seconds.values())
+    if whole and snapshot.start_s is not None:
+        yield _line("start", figures.start(snapshot.start_s, snapshot.elapsed_s))
     if whole:
         shares = {stage: snapshot.stage_seconds.get(stage, 0.0) / whole for stage in STAGES}
         waits = "   ".join(f"{stage} {shares[stage] * 100:.1f}" for stage in STAGES[1:])
@@ -136,9 +138,8 @@ def _stages(snapshot: Snapshot) -> Iterator[Text]:
 def _spent(snapshot: Snapshot) -> Iterator[Text]:
     """Say what the run cost, in money and energy, and what went on in it that should not."""
     if snapshot.cost is not None:
-        hours = len(snapshot.devices) * snapshot.elapsed_s / 3600
         spent = cost(snapshot).removeprefix("cost ")
-        yield _line("cost", f"{spent}   {hours:.3g} device-hours")
+        yield _line("cost", f"{spent}   {snapshot.device_hours:.3g} device-hours")
     if snapshot.energy_joules is not None:
         joules = f"{snapshot.energy_joules:,.0f} J"
         whole = figures.energy(snapshot.energy_joules)

@@ -127,6 +127,7 @@ class Tally:
         self._start: RunStarted | None = None
         self._finished: RunFinished | None = None
         self._ended_at: float | None = None
+        self._ready_at: float | None = None
         self._warnings = 0
         self._report = ""
         self._begin()
@@ -196,6 +197,7 @@ class Tally:
         worker = self._worker(event.worker)
         worker.device, worker.state, worker.load_s = event.device, "running", event.load_s
         worker.ready_at, worker.lanes = now, event.lanes
+        self._ready_at = now if self._ready_at is None else self._ready_at
         worker.samples, worker.computing, worker.stage_meters = Meter(), Meter(), {}
         worker.last_rows.clear()
         self._settings.update(event.settings)
@@ -293,6 +295,8 @@ class Tally:
             share=start.share if start else "",
             started=start is not None,
             elapsed_s=elapsed_s,
+            # What did not come after it: the run's own clock began a little later than this one.
+            start_s=None if self._ready_at is None else max(0.0, elapsed_s - (now - self._ready_at)),
             rows_total=total,
             rows_reused=reused,
             rows_of_others=others,

@@ -110,6 +110,7 @@ def test_the_end_screen() -> None:
         rows_settled=12_000_000,
         rows_ok=4_699_963,
         units_committed=72,
+        start_s=11.0,
         mean_rows_per_second=16_376.0,
         stage_seconds=stages,
         peak_bytes=2**32,

@@ -6,6 +6,7 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import pytest
 
 import batchinfer
 from batchinfer.engine import unit
+from batchinfer.engine.device import CpuPipeline
 from batchinfer.engine.ring_pipeline import RingPipeline
 from batchinfer.engine.rings import RingSizes
+from batchinfer.events import RunFinished
 from batchinfer.runner import assemble
 from batchinfer.sinks.parquet import ParquetPart
 from batchinfer.sources.parquet import ParquetSource
@@ -144,6 +147,12 @@ def slow_write(patch: Patch) -> Sections:
     return {"output": {"compression": "zstd"}}
 
 
+def slow_launch(patch: Patch) -> Sections:
+    """A batch that is there waits 50 ms until the model is called."""
+    patch.setattr(CpuPipeline, "submit", slowly(CpuPipeline.submit, 0.05))
+    return {"compute": {"concurrency": 1}}
+
+
 def slow_commit(patch: Patch) -> Sections:
     """The store takes 0.4 s for a part, and four at once."""
     patch.setattr(ObjectStore, "create", slowly(ObjectStore.create, 0.4, only="/part-"))
@@ -160,6 +169,7 @@ def slow_commit(patch: Patch) -> Sections:
         ("postprocess", slow_postprocess, "for postprocessing: set compute.workers_per_device to 2"),
         ("write", slow_write, "for parts to be encoded: set output.compression to none (now zstd)"),
         ("commit", slow_commit, "for the store to take parts: set checkpoint.unit_rows to 256 (now 64)"),
+        ("launch", slow_launch, "for batches to be launched: set batching.size to 64 (now 32 rows)"),
         ("compute", slow_compute, ""),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
@@ -182,6 +192,45 @@ def test_the_slow_stage_is_named(
     share = 100 * seen.stage_seconds[stage] / sum(seen.stage_seconds.values())
     assert f"the device waited {share:.0f} % of the time {words}" in first
     assert re.search(r"gain about \d+ %", first)
+
+
+def test_a_slow_start_is_named() -> None:
+    """Where loading the model takes most of the run, that is said, with the seconds, although the device computed
+    all the time after it; the stages and what limits them stay what they are."""
+    seen = run(model={"seconds_per_batch": 0.05, "load_seconds": 2.5})
+    assert bottleneck(seen) == "compute"
+    assert seen.start_s is not None
+    assert 2.5 <= seen.start_s < seen.elapsed_s
+    assert sum(seen.stage_seconds.values()) <= seen.elapsed_s - 2.5
+    (said,) = advise(seen)
+    assert said == (
+        f"{seen.start_s:.1f} of {seen.elapsed_s:.1f} s were planning and loading the model: more rows per run, "
+        "or fewer processes that share them, spread that"
+    )
+
+
+@pytest.mark.parametrize(
+    ("start_s", "elapsed_s", "exit_code", "is_said"),
+    [
+        (6.1, 8.9, 0, True),
+        (4.4, 8.9, 0, False),
+        (0.9, 1.0, 0, False),
+        (6.1, 8.9, 75, False),
+        (None, 8.9, 0, False),
+    ],
+)
+def test_when_a_start_is_slow(start_s: float | None, elapsed_s: float, exit_code: int, is_said: bool) -> None:
+    """Half of the run and a second at least, of a run that was not ended early; before what the device waited for,
+    and two sentences at most."""
+    finished = RunFinished(exit_code=exit_code, seconds=elapsed_s, complete=not exit_code)
+    half = snapshot(compute=4.0, read=4.0)
+    waits = advise(half)
+    told = advise(replace(half, start_s=start_s, elapsed_s=elapsed_s, finished=finished))
+    if is_said:
+        assert told[0].startswith("6.1 of 8.9 s were planning and loading the model: ")
+        assert told[1:] == waits[:1]
+    else:
+        assert told == waits
 
 
 def snapshot(settings: dict[str, Any] | None = None, device: str = "cpu", **seconds: float) -> Snapshot:

@@ -253,6 +253,7 @@ def test_json_lines_have_stable_names(run: Any, no_gpus: Devices, failed_row: Ca
                 "model_rows_per_second",
                 "padding_ratio",
                 "advice",
+                "start_s",
                 "stage_seconds",
                 "peak_bytes",
                 "splits",

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 _MOST_BARS = 24
 _LONGEST = 20_000
-_KWH = 3.6e6
 _FULL = 10_000_000
 """Smaller numbers are written out."""
 
@@ -52,12 +51,12 @@ def headline(receipt: Mapping[str, Any], snapshot: Snapshot) -> Html:
             )
         )
     if receipt["cost"] is not None:
-        tiles.append(_tile(f"{receipt['cost']:.2f}", "cost", f"{receipt['device_hours']:.3f} device-hours"))
+        hours = f"{receipt['device_hours']:.3g} device-hours"
+        tiles.append(_tile(figures.money(receipt["cost"]), "cost", hours))
     if receipt["energy_joules"] is not None:
         joules = receipt["energy_joules"]
         per_row = joules / max(snapshot.num_samples, 1)
-        energy = f"{joules / _KWH:.2f} kWh" if joules > _KWH else f"{joules / _KWH * 1000:.2f} Wh"
-        tiles.append(_tile(energy, "energy", f"{per_row:.3g} J a row"))
+        tiles.append(_tile(figures.energy(joules), "energy", f"{per_row:.3g} J a row"))
     return tag("dl", *tiles, class_="tiles")
 
 
@@ -202,19 +201,34 @@ def history(runs: Sequence[Mapping[str, Any]], receipt: Mapping[str, Any]) -> Ht
     """Return the runs that left a receipt beside this output, this one last; None where it is the first."""
     if not runs:
         return None
-    rows = [
-        (
-            _when(one["started_at"]),
-            one["run"],
-            figures.duration(one["seconds"]),
-            figures.count(one["units"]["committed"]),
-            figures.count(one["rows"]["ok"]),
-            figures.count(one["rows"]["error"]),
-            "done" if one["complete"] else f"stopped, exit {one['exit_code']}",
-        )
-        for one in (*runs, receipt)
-    ]
-    return table(("started, UTC", "run", "took", "units", "rows ok", "failed", "end"), rows, class_="numbers")
+    head = ("started, UTC", "run", "took", "units", "rows ok", "failed", "end")
+    shown = table(head, [_run(one) for one in (*runs, receipt)], class_="numbers")
+    reused, plan = receipt["rows"]["reused"], receipt["plan"]["id"]
+    lost = [one["run"] for one in runs if _never_ended(one) and one["plan"]["id"] == plan]
+    if not reused or not lost:
+        return shown
+    who = f"run{'s' if len(lost) > 1 else ''} {', '.join(lost)}"
+    said = f"This run reused {figures.count(reused)} rows; what {who} had committed by then is among them."
+    return join(shown, tag("p", said, class_="quiet"))
+
+
+def _run(one: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what there is to say of a run; of one whose end nobody told, when it began."""
+    began = (_when(one["started_at"]), one["run"])
+    if _never_ended(one):
+        return (*began, "–", "–", "–", "–", "died, or is still at it")
+    return (
+        *began,
+        figures.duration(one["seconds"]),
+        figures.count(one["units"]["committed"]),
+        figures.count(one["rows"]["ok"]),
+        figures.count(one["rows"]["error"]),
+        "done" if one["complete"] else f"stopped, exit {one['exit_code']}",
+    )
+
+
+def _never_ended(receipt: Mapping[str, Any]) -> bool:
+    return receipt["finished_at"] is None
 
 
 def _when(time: str) -> str:

@@ -90,8 +90,10 @@ def stages(recording: Recording, snapshot: Snapshot, seconds: float) -> Html:
         for stage in seen
     ]
     lines = [Line(_WORDS[stage], list(recording.series.sums(stage)), _style(stage, worst)) for stage in seen]
+    start = None if snapshot.start_s is None else figures.start(snapshot.start_s, snapshot.elapsed_s)
     return join(
         _verdict(snapshot, worst, shares),
+        tag("p", f"Until the first worker was ready: {start}.", class_="quiet") if start else None,
         tag("div", *bar, class_="share", role="img", aria_label="Shares of the time of the devices"),
         table(("what the devices did", "share", "time"), rows, class_="numbers"),
         stacked("What the devices did, over time", lines, width_s=recording.series.width_s, seconds=seconds),
