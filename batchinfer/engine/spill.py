@@ -87,11 +87,12 @@ class Spills:
         found = restored.get(_key(batch.window.span.start, batch.rows)) if restored else None
         return None if found is None else tuple(found.columns)
 
-    def add(self, typed: TypedBatch, pool: Executor) -> None:
-        """Take a finished batch; put what has gathered aside when it is time."""
+    def add(self, typed: TypedBatch, pool: Executor, *, may_write: bool) -> None:
+        """Take a finished batch, where anything may be written yet; put what has gathered aside when it is
+        time."""
         unit = typed.batch.window.span.unit
         state = self._unit(unit.index)
-        if self._every_s is None or not len(typed.batch.rows):
+        if self._every_s is None or not may_write or not len(typed.batch.rows):
             return
         state.num_rows += len(typed.batch.rows)
         if typed.restored or state.num_bytes > self._max_bytes:

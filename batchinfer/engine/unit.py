@@ -47,7 +47,7 @@ from batchinfer.engine.reading import Timed, pieces
 from batchinfer.engine.replay import Efficiency, Sample
 from batchinfer.engine.room import Room, batch_bytes, encoded_bytes, output_bytes
 from batchinfer.engine.timeline import Timeline
-from batchinfer.errors import unit_context
+from batchinfer.errors import Interrupted, unit_context
 from batchinfer.loader.batches import BatchPolicy
 from batchinfer.loader.prefetch import Bound, Levels, ordered_map, prefetch
 from batchinfer.loader.windows import WindowPolicy, batches_of
@@ -67,6 +67,7 @@ R = TypeVar("R")
 _COMMITTERS = 4
 _BATCHES_AHEAD = 32
 _RESULTS_AHEAD = 8
+_LOOK_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,9 +105,10 @@ def run_units(
     on_computed: Callable[[Unit], None],
     on_commit: Callable[[Receipt], None],
     stop: threading.Event,
+    may_publish: threading.Event,
 ) -> None:
     """Run units in order; each is reported when it is computed, and once it is committed, by the thread that
-    did it.
+    did it. Nothing is written to the output before it `may` be: a part without a plan would be nobody's.
 
     Any error ends the run, and nothing of an unfinished unit becomes visible. When `stop` is set,
     what is being committed is finished and the rest is dropped.
@@ -115,6 +117,7 @@ def run_units(
     def commit(writer: UnitWriter, unit: Unit) -> None:
         """Commit in the pool, and report."""
         try:
+            _await(may_publish, stop)
             with unit_context(unit):
                 receipt = writer.commit()
             way.spills.clear(unit.index)
@@ -140,7 +143,7 @@ def run_units(
                 way.timeline.add(output)
                 with way.timeline.taking("postprocess"):
                     done = way.gatherer.typed(output)
-                way.spills.add(done, pool)
+                way.spills.add(done, pool, may_write=may_publish.is_set())
                 yield done
 
         try:
@@ -162,6 +165,12 @@ def run_units(
         finally:
             # Whoever waits for the next unit must wake up, or closing the stages would wait for it.
             stop.set()
+
+
+def _await(may_publish: threading.Event, stop: threading.Event) -> None:
+    while not may_publish.wait(_LOOK_S):
+        if stop.is_set():
+            raise Interrupted("the run ended before its plan stood")
 
 
 def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:

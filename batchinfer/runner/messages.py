@@ -69,6 +69,13 @@ class Assign:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Publish:
+    """Parent to worker: the plan stands. What is computed may be written to the output from now on."""
+
+    kind: Literal["publish"] = "publish"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Try:
     """Parent to worker: compute batches that are cut so, for so many seconds; for none, only get ready for
     it. `settings` are keys of the job's `batching`."""
@@ -194,7 +201,19 @@ class Failed:
 
 
 Message: TypeAlias = (
-    Start | Expect | Assign | Try | Stop | Ready | Batches | Measured | Tried | Computed | Done | Failed
+    Start
+    | Expect
+    | Assign
+    | Publish
+    | Try
+    | Stop
+    | Ready
+    | Batches
+    | Measured
+    | Tried
+    | Computed
+    | Done
+    | Failed
 )
 
 _CODEC: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])

@@ -23,6 +23,7 @@ from batchinfer.runner.messages import (
     Failed,
     Measured,
     Message,
+    Publish,
     Ready,
     Start,
     Stop,
@@ -207,6 +208,7 @@ class Supervisor:
                 member.watchdog.progress(now)
                 member.guard.loaded(member.worker.own_bytes())
                 self._on_ready(message)
+                self._tell(member, Publish())
             case Batches():
                 member.watchdog.progress(now)
                 for note in message.notes:

@@ -32,6 +32,7 @@ from batchinfer.runner.messages import (
     Failed,
     Measured,
     Message,
+    Publish,
     Ready,
     Start,
     Stop,
@@ -63,6 +64,8 @@ class _Inbox:
         self.stop = threading.Event()
         self.halt = threading.Event()
         """Set where the parent wants no more results."""
+        self.may_publish = threading.Event()
+        """Set once the plan stands."""
         self.trials: queue.SimpleQueue[Try | None] = queue.SimpleQueue()
         """What to measure, where this worker is here to `try`; None at the end."""
         self.spilled: set[int] = set()
@@ -129,6 +132,8 @@ class _Inbox:
                     self._assigned.append(message.unit)
                     self._on_arrival(message.unit)
                 self._units.put(message.unit)
+            elif isinstance(message, Publish):
+                self.may_publish.set()
             elif isinstance(message, Try):
                 self.trials.put(message)
             elif isinstance(message, Stop):
@@ -276,6 +281,7 @@ def _work(inbox: _Inbox, outbox: _Outbox) -> None:
             on_computed=outbox.on_computed,
             on_commit=lambda receipt: outbox.send(Done(receipt=receipt)),
             stop=inbox.stop,
+            may_publish=inbox.may_publish,
         )
         outbox.flush()
         # Not where the run was stopped: then somebody waits for the end.

@@ -424,6 +424,45 @@ def test_death_at_the_beginning_and_at_the_end(tmp_path: Path, batchinfer: Run, 
     assert batchinfer("verify", "--deep", job).returncode == 0
 
 
+SLOW_PLAN = """
+import time
+
+from batchinfer.runner import output
+
+known = output.store_plan
+
+def slow(*arguments, **keywords):
+    time.sleep(3)
+    return known(*arguments, **keywords)
+
+output.store_plan = slow
+"""
+
+
+def test_nothing_is_written_before_the_plan(tmp_path: Path, batchinfer: Run) -> None:
+    """A store that takes its time for the plan: no part is there before it, and a run that dies there is done
+    by the same command, in a folder that has nothing of anybody."""
+    write_shards(tmp_path / "in", [250])
+    job = str(doubling_job(tmp_path))
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SLOW_PLAN)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batchinfer", "run", job],
+        stderr=subprocess.PIPE,
+        env={**environment(), "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), *sys.path])},
+        text=True,
+    )
+    assert process.stderr is not None
+    while "worker_ready" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(1.5)  # its first unit is computed by now
+    assert parts_of(tmp_path / "out") == {}
+    process.kill()
+    process.communicate(timeout=20)
+    assert batchinfer("run", job).returncode == 0
+    assert batchinfer("verify", job).returncode == 0
+
+
 @pytest.mark.parametrize("point", ["gc.before_delete:2", "gc.after_first_delete:1"])
 def test_death_while_clearing_up(tmp_path: Path, batchinfer: Run, point: str) -> None:
     """Gc that is killed half-way finds the rest the next time, and harms nothing that counts."""
