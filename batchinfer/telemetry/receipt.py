@@ -163,9 +163,11 @@ def _counts(snapshot: Snapshot, finished: RunFinished | None) -> dict[str, Any]:
             "filtered": finished.rows_filtered,
         }
     return {
+        "share": snapshot.share or None,
         "rows": {
             "total": snapshot.rows_total,
             "reused": snapshot.rows_reused,
+            "of_others": snapshot.rows_of_others,
             "ok": snapshot.rows_ok,
             "error": snapshot.rows_error,
             "filtered": snapshot.rows_filtered,
@@ -174,6 +176,7 @@ def _counts(snapshot: Snapshot, finished: RunFinished | None) -> dict[str, Any]:
         "units": {
             "total": snapshot.units_total,
             "reused": snapshot.units_reused,
+            "of_others": snapshot.units_of_others,
             "committed": snapshot.units_committed,
         },
         "errors": dict(snapshot.errors),

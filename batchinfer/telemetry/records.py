@@ -329,7 +329,8 @@ def _run_finished(event: RunFinished, snapshot: Snapshot) -> Record:
     }
     level: Literal["info", "error"] = "info" if event.exit_code == 0 else "error"
     rate = figures.rate(snapshot.mean_rows_per_second).replace(" ", "")
-    text = {"event": "run_finished", **short, "rate": rate}
+    others = snapshot.rows_of_others or None
+    text = {"event": "run_finished", **short, "rows_of_others": others, "rate": rate}
     return Record("run_finished", {**short, **more}, level, text)
 
 

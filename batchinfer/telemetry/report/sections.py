@@ -50,6 +50,9 @@ def headline(receipt: Mapping[str, Any], snapshot: Snapshot) -> Html:
                 f"{figures.count(rows['reused'])} rows of earlier runs",
             )
         )
+    if rows["of_others"]:
+        share = f", share {receipt['share']} here" if receipt["share"] else ""
+        tiles.append(_tile(_number(rows["of_others"]), "rows by others", f"other processes'{share}"))
     if receipt["cost"] is not None:
         hours = f"{receipt['device_hours']:.3g} device-hours"
         tiles.append(_tile(figures.money(receipt["cost"]), "cost", hours))
