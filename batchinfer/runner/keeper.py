@@ -77,12 +77,14 @@ class DealtWork:
         *,
         spilled: Iterable[int],
         on_done: Callable[[Receipt], None],
+        on_check: Callable[[], None],
     ) -> None:
         self._plan = plan
         self._deal = deal
         self._keeper = keeper
         self._spilled = set(spilled)
         self._on_done = on_done
+        self._on_check = on_check
 
     def take(self) -> Assign | None:
         """Return a unit; where there is none, have the keeper look for more."""
@@ -109,6 +111,7 @@ class DealtWork:
         return self._deal.finished()
 
     def check(self) -> None:
-        """Raise what ended the keeper."""
+        """Raise what ended the keeper, or what else there is."""
         if self._keeper.error is not None:
             raise self._keeper.error
+        self._on_check()
