@@ -85,6 +85,7 @@ class DealtWork:
         self._spilled = set(spilled)
         self._on_done = on_done
         self._on_check = on_check
+        self._is_sound = False
 
     def take(self) -> Assign | None:
         """Return a unit; where there is none, have the keeper look for more."""
@@ -92,7 +93,8 @@ class DealtWork:
         if index is None:
             self._keeper.nudge()
             return None
-        return Assign(unit=self._plan.unit(index), spilled=index in self._spilled)
+        unit = self._plan.unit(index)
+        return Assign(unit=unit, spilled=index in self._spilled, is_sound=self._is_sound)
 
     def give_back(self, units: Iterable[Unit]) -> None:
         """Take back units; some of their batches may have been put aside."""
@@ -103,6 +105,7 @@ class DealtWork:
     def done(self, receipt: Receipt) -> None:
         """Count a committed unit."""
         self._deal.done(receipt.unit)
+        self._is_sound |= receipt.rows_ok > 0
         crash_point("count.after")
         self._on_done(receipt)
 

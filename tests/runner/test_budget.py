@@ -15,6 +15,7 @@ import batchinfer as library
 from batchinfer.errors import BudgetExceeded, Interrupted
 from batchinfer.runner.earlier import Earlier
 from tests.conftest import Run, doubling_job, numbers, parts_of, write_shards
+from tests.runner.bad_rows import job_of as failing_job_of
 
 UNITS = 10
 ROWS = 2_000
@@ -151,3 +152,56 @@ def test_nobody_is_asked_where_nothing_fails(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Earlier, "ask", lambda _: pytest.fail("somebody asked"))
         assert library.run_job(job).rows_error == 1
+
+
+def test_bad_rows_at_the_beginning(tmp_path: Path, batchinfer: Run) -> None:
+    """Rows that fail one after the other at the beginning are counted like any others."""
+    write_shards(tmp_path / "in", [2000])
+    job = failing_job_of(tmp_path / "bad", "error", list(range(300)), errors={"max": "50%"})
+    done = batchinfer("run", str(job))
+    assert done.returncode == 0, done.stderr
+    assert "300 (15.0 %) of 1,000 allowed" in done.stderr
+
+
+def test_bad_rows_where_a_run_resumes(tmp_path: Path, batchinfer: Run) -> None:
+    """Where rows went well in an earlier run, what this one begins with may all fail, within the budget."""
+    write_shards(tmp_path / "in", [3000])
+    bad = list(range(500, 1700))
+    whole = {"checkpoint": {"unit_rows": 500}, "errors": {"max": "50%"}}
+    job = str(failing_job_of(tmp_path / "bad", "class", bad, **whole))
+    assert batchinfer("run", job, "--set", "limits.max_rows=500").returncode == 75
+    done = batchinfer("run", job)
+    assert done.returncode == 0, done.stderr
+    assert "1,800 ok + 1,200 error" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "loaders"),
+    [
+        ("class", "threads"),
+        ("preprocess", "processes"),
+        ("preprocess", "threads"),
+        ("postprocess", "threads"),
+    ],
+)
+def test_what_fails_on_everything_is_not_asked_for_ever(
+    tmp_path: Path, batchinfer: Run, kind: str, loaders: str
+) -> None:
+    """None of the first 1,000 rows of a long unit goes well: the run ends with 3, the row and what was said;
+    where the budget allows all of them, it goes on."""
+    write_shards(tmp_path / "in", [1100])
+    whole = {
+        "checkpoint": {"unit_rows": 5000},
+        "errors": {"max": "99%"},
+        "compute": {"loaders": loaders, "readers": 1},
+    }
+    job = str(failing_job_of(tmp_path / "bad", kind, list(range(1100)), **whole))
+    done = batchinfer("run", job)
+    assert done.returncode == 3, done.stderr
+    assert "error[errors]: none of the first 1000 rows succeeded, and errors.max (99%) allows" in done.stderr
+    assert "ValueError" in done.stderr
+    assert re.search(r"\n  at shard-0\.parquet row \d+", done.stderr), done.stderr
+    assert "or raise errors.max" in done.stderr
+    assert not parts_of(tmp_path / "bad" / "out")
+    more = batchinfer("run", job, "--set", "errors.max=1100")
+    assert more.returncode == 0, more.stderr
