@@ -29,7 +29,7 @@ Sets = Annotated[
 ]
 Where = Annotated[
     list[str] | None,
-    typer.Option("--where", metavar="KEY=VALUE", help="Only these: code=, stage=, source=. Repeatable."),
+    typer.Option("--where", metavar="KEY=VALUE", help="Only these: code=, stage=, source=; each key once."),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from batchinfer.cli.arguments import AsJson, Output, Where, output_of
-from batchinfer.errors import UsageError
+from batchinfer.errors import AccessError, LocalDiskError, UsageError
 from batchinfer.redact import visible
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from batchinfer.runner.failed_rows import FailedRows
 
 NAME = "errors"
+_FORMATS = {".parquet", ".csv"}
 
 
 def command(
@@ -33,10 +35,13 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Show the failed rows of an output: how many by code and stage, and some of them."""
-    from batchinfer.runner.failed_rows import pairs, read_failed_rows
+    from batchinfer.runner.failed_rows import asked_for, read_failed_rows
 
+    asked = asked_for(where)
+    if export is not None and export.suffix not in _FORMATS:
+        raise UsageError(f"--export {export}: no such format", hint="name a .parquet or a .csv file")
     root, options = output_of(output)
-    found = read_failed_rows(root, options, where=dict(pairs(where)))
+    found = read_failed_rows(root, options, where=asked)
     if export is not None:
         _write(found.table, export)
     if as_json:
@@ -71,13 +76,19 @@ def _show(found: FailedRows, samples: int, export: Path | None) -> None:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    """Write a table in the format that the name says. Raises UsageError for another one."""
+    """Write a table in the format that the name says. Raises LocalDiskError, AccessError."""
     import pyarrow.csv
     import pyarrow.parquet as pq
 
-    if path.suffix == ".parquet":
-        pq.write_table(table, path)
-    elif path.suffix == ".csv":
-        pyarrow.csv.write_csv(table, path)
-    else:
-        raise UsageError(f"--export {path}: no such format", hint="name a .parquet or a .csv file")
+    write = pq.write_table if path.suffix == ".parquet" else pyarrow.csv.write_csv
+    try:
+        write(table, path)
+    except PermissionError as error:
+        raise AccessError("permission denied", where=str(path), hint="name another file") from error
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise LocalDiskError(
+            f"the failed rows cannot be written: {why}",
+            where=str(path),
+            hint="name a file in a folder that is there, on a disk with room",
+        ) from error

@@ -41,12 +41,11 @@ def command(
     log_file: LogFile = None,
 ) -> None:
     """Do failed rows again, as a new generation of the units that they are in. The same command resumes."""
-    from batchinfer.runner.failed_rows import check_keys, pairs
+    from batchinfer.runner.failed_rows import asked_for
     from batchinfer.runner.job import run
     from batchinfer.runner.retry import NothingToRetry, Retrial
 
-    asked = dict(pairs(where))
-    check_keys(asked)
+    asked = asked_for(where)
     job = _job_of(output, param, set_)
     observers = observers_of(job, log_format, log_file)
     try:

@@ -18,6 +18,11 @@ def share(value: object) -> object:
     return value
 
 
+def rows_allowed(most: str | int, rows: int) -> float:
+    """Return how many of so many rows may fail, by a count or a share."""
+    return most if isinstance(most, int) else float(most.rstrip("%")) / 100 * rows
+
+
 class ErrorsOptions(Options):
     """What to do about rows that fail."""
 
@@ -34,8 +39,10 @@ class ErrorsOptions(Options):
     as base64, and what is too long left out. Never otherwise."""
 
     max: str | Annotated[int, Field(ge=0)] = neutral("0.1%")
-    """Failed rows above which the run ends with exit code 3: a count, or a share of all rows (`0.1%`). It
-    ends early once there are too many for the whole input, or when none of the first 1,000 succeeded."""
+    """Failed rows above which the run ends with exit code 3: a count, or a share of all rows (`0.1%`); those
+    that earlier runs left in the output count as well. It ends early once there are too many for the whole
+    input, or when none of the first 1,000 succeeded, of all or of those that one process tried, unless all
+    rows may fail or more than those."""
 
     max_per_partition: str | Annotated[int, Field(ge=0)] | None = neutral(None)
     """Failed rows of any one hive partition of the input, or of any one folder where there are no such

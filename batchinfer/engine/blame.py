@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
-from batchinfer.errors import BatchinferError, DataError, OutOfMemory, to_message
+from batchinfer.config.error_section import rows_allowed
+from batchinfer.errors import BatchinferError, BudgetExceeded, DataError, OutOfMemory, to_message
 
 if TYPE_CHECKING:
     from batchinfer.engine.retry import Retry
@@ -26,7 +27,8 @@ T = TypeVar("T")
 REFUSALS = (DataError, OutOfMemory)
 """What rows may be at fault for. Any other error is about the job, the device or a store."""
 
-_HOPELESS_ROWS = 256
+_HOPELESS_ROWS = 1_000
+"""Where so many rows were tried alone and none succeeded, the rest is not worth its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +40,48 @@ class Isolated(Generic[T]):
 
 
 class Trust:
-    """Whether rows are at fault, or the job: none of many rows that were tried alone ever went well."""
+    """Whether rows are at fault, or the job: none of many rows that were tried alone ever went well.
+
+    How many may fail is judged where units are committed (`runner/budget.py`). Here it only ends what would
+    be asked row by row for ever.
+    """
 
     presumed: ClassVar[bool] = False
-    """Whether the job is known to be sound: rows of it went well before, and here are those that did not."""
+    """Whether the job is known to be sound: rows of it went well, here before or elsewhere."""
+
+    allowed: ClassVar[str | int] = 0
+    """How many rows may fail: the job's `errors.max`."""
 
     def __init__(self) -> None:
-        self.is_sound = self.presumed
+        self.is_sound = False
         self._num_bad = 0
 
     def blame(self, error: BatchinferError) -> BatchinferError:
-        """Return the error that a row failed with. Raises it where it is not the row's fault.
+        """Return the error that a row failed with. Raises BudgetExceeded where no row ever went well and the
+        job does not allow for it; OutOfMemory where it is that.
 
         Who debugs (BATCHINFER_DEBUG=1) sees the traceback of the first.
         """
         self._num_bad += 1
         if self._num_bad == 1 and os.environ.get("BATCHINFER_DEBUG"):
             print(to_message(error)["details"], file=sys.stderr, flush=True)  # noqa: T201 - asked for
-        if self._num_bad >= _HOPELESS_ROWS and not self.is_sound:
-            raise error
+        if self._is_hopeless():
+            raise error if isinstance(error, OutOfMemory) else self._too_many(error) from error
         return error
+
+    def _is_hopeless(self) -> bool:
+        if self._num_bad < _HOPELESS_ROWS or self.is_sound or self.presumed:
+            return False
+        return self._num_bad > rows_allowed(self.allowed, self._num_bad)
+
+    def _too_many(self, error: BatchinferError) -> BudgetExceeded:
+        why = error.message if error.where is None else f"{error.message} at {error.where}"
+        hint = error.hint or "BATCHINFER_DEBUG=1 shows the first traceback"
+        return BudgetExceeded(
+            f"none of the first {self._num_bad} rows succeeded, and errors.max ({self.allowed}) allows fewer "
+            f"failed ones: {why}",
+            hint=f"everything committed is kept; {hint}; or raise errors.max",
+        )
 
 
 def isolate(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from batchinfer.errors import BudgetExceeded, unit_context
 
 if TYPE_CHECKING:
     from batchinfer.config import Job
+    from batchinfer.data import Unit
     from batchinfer.engine.steps import StepFailure, Stepped
 
 
@@ -39,7 +41,8 @@ class Encoder:
             return self._encode(item)
 
     def _encode(self, chunk: Chunk) -> EncodedChunk:
-        stepped = self._steps(chunk)
+        with first_row(chunk.unit, lambda: int(chunk.numbers[0])):
+            stepped = self._steps(chunk)
         failed = {row: _row_error(chunk, row, failure) for row, failure in stepped.failed.items()}
         if failed and self._fail_fast:
             raise row_failed(failed[min(failed)])
@@ -81,6 +84,17 @@ def row_failed(failed: RowError) -> BudgetExceeded:
         where=f"{failed.source} row {failed.row}",
         hint="mend the row, or set errors.on_error: record to go on without it",
     )
+
+
+@contextmanager
+def first_row(unit: Unit, number: Callable[[], int]) -> Iterator[None]:
+    """Name the first of some rows, by its number in its file, where none of them went well and that ends the
+    run."""
+    try:
+        yield
+    except BudgetExceeded as error:
+        error.where = error.where or f"{unit.shard.key} row {number()}"
+        raise
 
 
 def _row_error(chunk: Chunk, row: int, failure: StepFailure) -> RowError:

@@ -13,8 +13,8 @@ from batchinfer import tensors
 from batchinfer.arrow_views import column_of
 from batchinfer.data import ErrorCode, HostBatch, OutputBatch, Poison, RowError, TypedBatch, Window
 from batchinfer.engine.blame import REFUSALS, Trust, isolate
-from batchinfer.engine.care import entry_of, key_of
-from batchinfer.engine.encode import row_failed
+from batchinfer.engine.care import entry_of, key_of, numbers_of
+from batchinfer.engine.encode import first_row, row_failed
 from batchinfer.engine.isolate import not_finite, rows_of
 from batchinfer.engine.kept_input import kept_inputs
 from batchinfer.engine.retry import passing_code
@@ -104,7 +104,9 @@ class Gatherer:
                 raise again.error from again.error.__cause__
 
         stages: dict[int, str] = {0: first.stage}
-        found = isolate(len(output.batch.rows), attempt, first.error, self._trust, self._retry)
+        batch = output.batch
+        with first_row(batch.window.span.unit, lambda: int(numbers_of(batch, 0, 1)[0])):
+            found = isolate(len(batch.rows), attempt, first.error, self._trust, self._retry)
         for at, error in found.bad.items():
             row = int(output.batch.rows[at])
             failed[row] = _row_error(output.batch.window, row, stages.get(at, first.stage), error)

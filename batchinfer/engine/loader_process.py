@@ -42,6 +42,7 @@ def serve(exchange: Exchange) -> None:
     exchange.send({})
     while (asked := exchange.receive()) is not None:
         assert asked[1] is not None
+        Trust.presumed = asked[0]["sound"]
         answer, rows = _answer(steps, asked[1])
         # What is printed comes before what it led to: after its last answer a loader may be ended.
         sys.stdout.flush()
@@ -70,7 +71,7 @@ def _open(told: Mapping[str, Any], exchange: Exchange) -> Steps:
     at once of what is tried again."""
     job = Job.from_message(told["job"])
     sys.path.insert(0, job.root)
-    Trust.presumed = told["presumed"]
+    Trust.allowed = job.errors.max
     steps = load_steps(job, told["device"])
     schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(told["schema"])))
     for step in steps:

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from batchinfer.arrow_views import values_of
 from batchinfer.data import Chunk, ErrorCode
+from batchinfer.engine.blame import Trust
 from batchinfer.engine.steps import StepFailure, Stepped, merged
 from batchinfer.errors import DeviceError, from_message
 from batchinfer.frames import BrokenChannel
@@ -50,6 +51,7 @@ class Loaders:
         what they try again, `on_done` from time to time of rows that they have tried one by one."""
         self._all = [_Loader(on_retry, on_done) for _ in range(num_loaders)]
         self._idle: queue.SimpleQueue[_Loader] = queue.SimpleQueue()
+        self._is_sound = False
         for loader in self._all:
             loader.start()
             self._idle.put(loader)
@@ -78,9 +80,11 @@ class Loaders:
     def _run(self, rows: pa.RecordBatch) -> Stepped:
         loader = self._idle.get()
         try:
-            return loader.run(rows)
+            found = loader.run(rows, is_sound=self._is_sound or Trust.presumed)
         finally:
             self._idle.put(loader)
+        self._is_sound |= len(found.good) > 0
+        return found
 
     def _pieces(self, chunk: Chunk) -> Iterator[tuple[int, Stepped]]:
         """Yield a chunk that killed its loader, in pieces that do not, in order, each with its first row."""
@@ -144,8 +148,9 @@ class _Loader:
             self._pidfd = os.pidfd_open(self._process.pid)
         self._exchange = Exchange(ours, peer=self._pidfd)
 
-    def run(self, rows: pa.RecordBatch) -> Stepped:
-        """Have the process run the steps. Raises LoaderDied, after which the next call starts another."""
+    def run(self, rows: pa.RecordBatch, *, is_sound: bool) -> Stepped:
+        """Have the process run the steps; `is_sound` says that they went well on other rows. Raises
+        LoaderDied, after which the next call starts another."""
         if self._exchange is None:
             self.start()
         assert self._exchange is not None
@@ -154,7 +159,7 @@ class _Loader:
                 self._exchange.send(self.told)
                 self._hear(self._exchange)
                 self._is_open = True
-            self._exchange.send({}, rows if self.sent is None else rows.select(self.sent))
+            self._exchange.send({"sound": is_sound}, rows if self.sent is None else rows.select(self.sent))
             note, answer = self._hear(self._exchange)
         except (BrokenChannel, OSError, LoaderDied):
             raise LoaderDied(died_of(self.end())) from None

@@ -25,7 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,7 +40,9 @@ from batchinfer.data import (
     Unit,
     UnitEnd,
 )
+from batchinfer.engine.care import numbers_of
 from batchinfer.engine.device import DevicePipeline, InFlight, crashing, overlap
+from batchinfer.engine.encode import first_row
 from batchinfer.engine.gather import Gatherer, failures, windows_of
 from batchinfer.engine.isolate import Isolator
 from batchinfer.engine.reading import Timed, pieces
@@ -272,18 +274,24 @@ def _passing_done(
 ) -> tuple[Callable[[HostBatch], InFlight], Callable[[InFlight], OutputBatch]]:
     """Lead batches that an earlier attempt has finished past the device."""
 
+    def placed(batch: HostBatch) -> AbstractContextManager[None]:
+        """Name the first row of a batch of which none goes well."""
+        return first_row(batch.window.span.unit, lambda: int(numbers_of(batch, 0, 1)[0]))
+
     def submit(batch: HostBatch) -> InFlight:
         """Queue a batch, unless it is done."""
         found = way.spills.restore(batch)
         if found is not None:
             way.pipeline.discard(batch)
             return InFlight(batch, {}, 0.0, restored=found)
-        return isolator.submit(batch)
+        with placed(batch):
+            return isolator.submit(batch)
 
     def collect(inflight: InFlight) -> OutputBatch:
         """Return a batch's results."""
         if inflight.restored is None:
-            return isolator.collect(inflight)
+            with placed(inflight.batch):
+                return isolator.collect(inflight)
         return OutputBatch(inflight.batch, {}, 0.0, inflight.restored)
 
     return submit, collect

@@ -95,7 +95,8 @@ def assemble(
         take_turns()
     elif job.compute.affinity == "auto":
         stay_near(int(start.device.partition(":")[2] or 0), at_least=int(job.compute.readers) + _BUSY_THREADS)
-    is_retry = Trust.presumed = "batchinfer.retry_of" in start.metadata
+    Trust.allowed = job.errors.max
+    is_retry = "batchinfer.retry_of" in start.metadata
     # User code is found beside the job file.
     sys.path.insert(0, job.root)
     steps = load_steps(job, start.device)
@@ -251,7 +252,6 @@ class _Parts:
                 "schema": base64.b64encode(taken(job, self.schema).serialize().to_pybytes()).decode(),
                 "columns": columns,
                 "floats": floats,
-                "presumed": Trust.presumed,
             },
             # What is only carried stays here, unless a step wants to see everything.
             sent=None if None in asked else [name for name in contract.read_columns if name in sent],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from batchinfer.config.problems import guess
+from batchinfer.data import ErrorCode
 from batchinfer.engine.sidecar import sidecar_sink
 from batchinfer.errors import DataError, UsageError
 from batchinfer.runner.contents import files_there
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 KEYS = ("code", "stage", "source", "message")
 """What failed rows can be chosen by."""
+
+_CODES = [code.value for code in ErrorCode]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +75,13 @@ def read_failed_rows(
 ) -> FailedRows:
     """Read the failed rows of an output; `where` chooses some of them, by values of KEYS.
 
-    Raises NoInputError where there is no output, UsageError for a key that there is not, DataError where
-    a part is damaged.
+    Raises NoInputError where there is no output, UsageError for a key or a code that there is not, DataError
+    where a part is damaged.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    check_keys(where or {})
+    check_where(where or {})
     store = open_store(root, options)
     entries = store.entries(root)
     plan = latest_plan(store, root, entries)
@@ -92,11 +96,16 @@ def read_failed_rows(
     return FailedRows(output=root, rows_total=sum(rows for rows, _ in found), table=table)
 
 
-def check_keys(where: Mapping[str, str]) -> None:
-    """Raise UsageError for a key by which failed rows cannot be chosen."""
-    for key in where:
+def check_where(where: Mapping[str, str]) -> None:
+    """Raise UsageError for a key by which failed rows cannot be chosen, or a code that there is not."""
+    for key, value in where.items():
         if key not in KEYS:
             raise UsageError(f"--where {key}: failed rows have {', '.join(KEYS)}, but no {key!r}")
+        if key == "code" and value not in _CODES:
+            raise UsageError(
+                f"--where code={value}: no row fails with that{guess(value, _CODES)}",
+                hint=f"codes are {', '.join(_CODES)}",
+            )
 
 
 def _of_part(store: Store, root: str, name: str, sink: Sink) -> tuple[int, pa.Table]:
@@ -122,10 +131,18 @@ def _nothing() -> pa.Table:
     return pa.schema([pa.field("part", pa.string()), *ERROR_TYPE]).empty_table()
 
 
-def pairs(texts: list[str] | None) -> Iterator[tuple[str, str]]:
-    """Parse `KEY=VALUE`. Raises UsageError."""
+def asked_for(texts: Sequence[str] | None) -> dict[str, str]:
+    """Parse each `KEY=VALUE`, and check them. Raises UsageError."""
+    where: dict[str, str] = {}
     for text in texts or []:
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--where {text!r} has no value", hint="write --where code=timeout")
-        yield key, value
+        if key in where:
+            raise UsageError(
+                f"--where {key} is given twice, and a row has one {key}",
+                hint="name each key once, and repeat the command for another value",
+            )
+        where[key] = value
+    check_where(where)
+    return where

@@ -13,6 +13,7 @@ from batchinfer.errors import UnavailableError
 from batchinfer.events import OthersCommitted, RunFinished, SettingsChosen, Warned
 from batchinfer.runner.audience import Audience
 from batchinfer.runner.budget import Budget
+from batchinfer.runner.earlier import Earlier
 from batchinfer.runner.environment import worker_environment
 from batchinfer.runner.facts import plan_followed
 from batchinfer.runner.finish import finish, manifest_bytes
@@ -144,7 +145,7 @@ class _Session:
 
     def _run(self, prepared: Prepared, interrupts: Interrupts) -> RunReport:
         plan, root = prepared.plan, self._job.output.path
-        self._budget = budget = Budget(self._job, plan)
+        self._budget = budget = Budget(self._job, plan, Earlier(prepared))
         leases = self._share.leases(self._job.compute.claims)
         pending = prepared.pending if leases else self._share.of(prepared.pending)
         devices = [device for device in self._devices() for _ in range(self._workers_per_device())]
@@ -235,7 +236,15 @@ class _Session:
                 self._warn("suspects", f"units {_few(suspects)} were being done when an earlier run died")
             keeper.start()
 
-        dealt = DealtWork(plan, deal, keeper, spilled=prepared.spilled, on_done=self._on_done)
+        assert self._budget is not None
+        dealt = DealtWork(
+            plan,
+            deal,
+            keeper,
+            spilled=prepared.spilled,
+            on_done=self._on_done,
+            on_check=self._budget.check,
+        )
         num_devices = len(dict.fromkeys(devices))
         work = LimitedWork(dealt, self._job.limits, num_devices=num_devices, began=self._audience.began)
         work.begin()
@@ -261,6 +270,7 @@ class _Session:
                 ).run()
         finally:
             keeper.close()
+            self._budget.close()
         work.close()
 
     def _on_trouble(self, error: UnavailableError) -> None:

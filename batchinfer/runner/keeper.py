@@ -77,12 +77,15 @@ class DealtWork:
         *,
         spilled: Iterable[int],
         on_done: Callable[[Receipt], None],
+        on_check: Callable[[], None],
     ) -> None:
         self._plan = plan
         self._deal = deal
         self._keeper = keeper
         self._spilled = set(spilled)
         self._on_done = on_done
+        self._on_check = on_check
+        self._is_sound = False
 
     def take(self) -> Assign | None:
         """Return a unit; where there is none, have the keeper look for more."""
@@ -90,7 +93,8 @@ class DealtWork:
         if index is None:
             self._keeper.nudge()
             return None
-        return Assign(unit=self._plan.unit(index), spilled=index in self._spilled)
+        unit = self._plan.unit(index)
+        return Assign(unit=unit, spilled=index in self._spilled, is_sound=self._is_sound)
 
     def give_back(self, units: Iterable[Unit]) -> None:
         """Take back units; some of their batches may have been put aside."""
@@ -101,6 +105,7 @@ class DealtWork:
     def done(self, receipt: Receipt) -> None:
         """Count a committed unit."""
         self._deal.done(receipt.unit)
+        self._is_sound |= receipt.rows_ok > 0
         crash_point("count.after")
         self._on_done(receipt)
 
@@ -109,6 +114,7 @@ class DealtWork:
         return self._deal.finished()
 
     def check(self) -> None:
-        """Raise what ended the keeper."""
+        """Raise what ended the keeper, or what else there is."""
         if self._keeper.error is not None:
             raise self._keeper.error
+        self._on_check()

@@ -19,7 +19,8 @@ class Start:
 
     To `check` is to load the model and try the contract, to `describe` only to load the model, to `try` is to
     measure how fast batches are computed; for a `canary`, the first rows of the one unit are computed and
-    written to the file of that name. `model_hash` names what the model and its libraries are.
+    written to the file of that name. `model_hash` names what the model and its libraries are; `is_sound` says
+    that rows of the job went well in an earlier run.
     """
 
     job: dict[str, Any]
@@ -37,6 +38,7 @@ class Start:
     purpose: Literal["run", "check", "describe", "canary", "try"] = "run"
     canary: str = ""
     model_hash: str = ""
+    is_sound: bool = False
     kind: Literal["start"] = "start"
 
 
@@ -56,13 +58,15 @@ class Expect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assign:
-    """Parent to worker: do this unit after those before it. `spilled`: some of it may be done already.
+    """Parent to worker: do this unit after those before it. `spilled`: some of it may be done already;
+    `is_sound`: rows of the run went well by now.
 
     `suspects` and `poison` are what the deaths of earlier workers have shown of its rows.
     """
 
     unit: Unit
     spilled: bool = False
+    is_sound: bool = False
     suspects: tuple[Suspect, ...] = ()
     poison: tuple[Poison, ...] = ()
     kind: Literal["assign"] = "assign"

@@ -106,5 +106,6 @@ def make_start(prepared: Prepared, run: str, worker: int, devices: Sequence[str]
         metadata=metadata,
         model_state=prepared.model_state,
         model_hash=prepared.model_hash,
+        is_sound=plan.retry is not None or bool(prepared.ledger.committed),
         measure=measure,
     )

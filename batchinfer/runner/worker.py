@@ -78,8 +78,11 @@ class _Inbox:
         assert isinstance(start, Start)
         self.start = start
         # Late: it imports NumPy, which reads the environment.
+        from batchinfer.engine.blame import Trust
         from batchinfer.engine.care import Care
 
+        self._trust = Trust
+        Trust.presumed = start.is_sound
         self.care = Care(box)
         self._take(messages[1:])
         threading.Thread(target=self._listen, name="inbox", daemon=True).start()
@@ -126,6 +129,8 @@ class _Inbox:
         for message in messages:
             if isinstance(message, Assign):
                 self.care.tell(message.unit.index, message.suspects, message.poison)
+                if message.is_sound:
+                    self._trust.presumed = True
                 if message.spilled:
                     self.spilled.add(message.unit.index)
                 with self._arriving:

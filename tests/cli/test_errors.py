@@ -63,12 +63,33 @@ def test_bad_questions(batchinfer: Run, output: str, tmp_path: Path) -> None:
     for arguments, said in (
         (["--where", "colour=red"], "failed rows have code, stage, source, message"),
         (["--where", "code"], "has no value"),
+        (["--where", "code=modle"], "no row fails with that; did you mean 'model'?"),
+        (["--where", "code=model", "--where", "code=user"], "--where code is given twice"),
         (["--export", "rows.xlsx"], "name a .parquet or a .csv file"),
     ):
         asked = batchinfer("errors", output, *arguments)
         assert asked.returncode == 2
         assert said in asked.stderr
+    for where, said in (
+        (["code=nope"], "codes are decode, schema, model,"),
+        (["code=model", "code=user"], "--where code is given twice, and a row has one code"),
+    ):
+        asked = batchinfer("retry", output, *(word for one in where for word in ("--where", one)))
+        assert asked.returncode == 2
+        assert said in asked.stderr
     assert batchinfer("errors", str(tmp_path / "nowhere")).returncode == 66
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_an_export_that_cannot_be_written(batchinfer: Run, output: str, tmp_path: Path, suffix: str) -> None:
+    """A folder that is not there, or a folder in place of a file: exit 74, with the place and a way out."""
+    (tmp_path / f"folder.{suffix}").mkdir()
+    for file in (tmp_path / "nowhere" / f"x.{suffix}", tmp_path / f"folder.{suffix}"):
+        done = batchinfer("errors", output, "--export", str(file))
+        assert done.returncode == 74, done.stderr
+        assert "error[disk]: the failed rows cannot be written: " in done.stderr
+        assert f"at {file}" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_nothing_failed(batchinfer: Run, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from batchinfer.config.nested import RetryOptions
 from batchinfer.engine.blame import Isolated, Trust, isolate
 from batchinfer.engine.retry import Retry
-from batchinfer.errors import BatchinferError, DataError, OutOfMemory
+from batchinfer.errors import BatchinferError, BudgetExceeded, DataError, OutOfMemory
 
 
 class Attempts:
@@ -111,11 +111,22 @@ def test_rows_that_only_fail_together() -> None:
 
 
 def test_a_broken_job() -> None:
-    """Where none of the first 256 rows goes well, the error is the job's."""
+    """Where none of the first 1,000 rows goes well, the error is the job's; but for memory, which is short."""
     attempts = Attempts(set(range(10_000)))
-    with pytest.raises(DataError, match="a bad row"):
+    with pytest.raises(BudgetExceeded, match=r"none of the first 1000 rows succeeded.*: a bad row"):
         isolate(10_000, attempts, DataError("all of them"), Trust(), Retry(RetryOptions()))
-    assert attempts.count < 300
+    assert attempts.count < 1_050
+    with pytest.raises(OutOfMemory, match="no memory"):
+        isolate(10_000, Attempts(set(), fits=0), OutOfMemory("all"), Trust(), Retry(RetryOptions()))
+
+
+@pytest.mark.parametrize("allowed", ["100%", 2_000])
+def test_a_job_that_may_fail(monkeypatch: pytest.MonkeyPatch, allowed: str | int) -> None:
+    """Where all of them may fail, each is blamed."""
+    monkeypatch.setattr(Trust, "allowed", allowed)
+    attempts = Attempts(set(range(2_000)))
+    found = isolate(2_000, attempts, DataError("all of them"), Trust(), Retry(RetryOptions()))
+    assert len(found.bad) == 2_000
 
 
 def test_the_cost_of_one() -> None:

@@ -58,13 +58,14 @@ def test_the_first_one_ends_it(tmp_path: Path, batchinfer: Run) -> None:
 
 
 def test_a_model_that_fails_on_everything(tmp_path: Path, batchinfer: Run) -> None:
-    """That is no matter of rows: the run ends with what the model said, and its exit code."""
+    """The run ends with what the model said of the first row, and the exit code of too many."""
     write_shards(tmp_path / "in", [307])
-    whole = {"batching": {"size": 300}, "checkpoint": {"unit_rows": 400}}
+    whole = {"batching": {"size": 300}, "checkpoint": {"unit_rows": 400}, "errors": {"max": "50%"}}
     job = job_of(tmp_path / "bad", "class", list(range(307)), **whole)
     done = batchinfer("run", str(job))
-    assert done.returncode == 65
-    assert "code_of_mine:Model raised ValueError" in done.stderr
+    assert done.returncode == 3
+    assert "307 of 307 rows failed, more than errors.max (50%) allows" in done.stderr
+    assert "at shard-0.parquet row 0, model: code_of_mine:Model raised ValueError" in done.stderr
 
 
 @pytest.mark.parametrize("fault", ["segfault", "exit", "kill", "device"])
