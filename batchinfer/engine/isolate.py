@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -118,8 +119,9 @@ class Isolator:
         is_dead = True
         try:
             output = self._collect(inflight)
-            self._judge(output)
-            self._trust.is_sound = True
+            self._check(output.tensors, output.batch)
+            output = self._finite_rows(output, started)
+            self._trust.is_sound = self._trust.is_sound or len(output.refused) < len(output.batch.rows)
             is_dead = False
         except REFUSALS as refused:
             output = self._pieces(inflight.batch, refused, started)
@@ -258,12 +260,44 @@ class Isolator:
         return output
 
     def _judge(self, output: OutputBatch) -> None:
-        """Raise DataError where results are not what they must be. One row may spoil those of the others, so
-        that nobody knows whose fault it is."""
+        """Raise DataError where results are not what they must be."""
         self._check(output.tensors, output.batch)
+        spoilt, name = self._spoilt(output)
+        if spoilt.any():
+            raise not_finite(name)
+
+    def _spoilt(self, output: OutputBatch) -> tuple[np.ndarray[Any, Any], str]:
+        """Tell which rows have a result that is not finite where it must be, and the name of one: bool of
+        shape (rows,)."""
+        spoilt, which = np.zeros(len(output.batch.rows), dtype=bool), ""
         for name, column in output.tensors.items() if self._finite else ():
             if name in self._outputs and not np.isfinite(column).all():
-                raise not_finite(name)
+                # Rows that only fill the batch up are copies of one that counts.
+                each = np.isfinite(column[: len(spoilt)]).reshape(len(spoilt), -1).all(axis=1)
+                spoilt, which = spoilt | ~each, name
+        return spoilt, which
+
+    def _finite_rows(self, output: OutputBatch, started: float) -> OutputBatch:
+        """Compute rows again whose results are not finite, neighbours together: one row may have spoilt the
+        others, so that nobody knows yet whose fault it is."""
+        batch = output.batch
+        spoilt, name = self._spoilt(output)
+        if not spoilt.any():
+            return output
+        if spoilt.all():
+            return self._pieces(batch, not_finite(name), started)
+        pieces: list[OutputBatch] = []
+        refused: dict[int, BatchinferError | Poison] = {}
+        edges = [0, *(np.flatnonzero(np.diff(spoilt)) + 1).tolist(), len(spoilt)]
+        for start, stop in itertools.pairwise(edges):
+            if not spoilt[start]:
+                pieces.append(rows_of(output, start, stop))
+                continue
+            found = self._piece(batch, start, stop, started)
+            pieces += found.pieces
+            refused |= found.refused
+        seconds = time.perf_counter() - started
+        return OutputBatch(batch, {}, seconds, started=started, pieces=tuple(pieces), refused=refused)
 
     def _check(self, outputs: Mapping[str, Any], batch: HostBatch) -> None:
         """Raise DataError where the model gave another number of rows than it got, no numbers, or numbers of
