@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,7 @@ class Court:
             return Verdict(how, distrust, _NOTHING)
         # SIGKILL comes from outside: from a person, or from the kernel, whose memory ran out.
         is_suspect = code != -signal.SIGKILL or stalled_s is not None
+        self._inquest.passed(member.passed)
         found = self._inquest.hear(
             member.in_hand,
             member.assigned,
@@ -61,6 +62,10 @@ class Court:
             has_others=is_suspect and self.circuits.has_others(device),
         )
         return Verdict(how, distrust, found)
+
+    def passed(self, stages: Collection[str]) -> None:
+        """Note stages that have done some rows: a worker that dies there dies of some, not of all."""
+        self._inquest.passed(stages)
 
     def brief(self, assign: Assign) -> Assign:
         """Add what is known of a unit to its assignment."""

@@ -9,7 +9,7 @@ from batchinfer.runner.process import LineTail
 
 if TYPE_CHECKING:
     from batchinfer.data import Unit
-    from batchinfer.engine.blackbox import Entry
+    from batchinfer.engine.blackbox import Entry, Stage
     from batchinfer.runner.memory_guard import MemoryGuard
     from batchinfer.runner.messages import Failed, Start
     from batchinfer.runner.process import Worker
@@ -43,6 +43,7 @@ class Member:
     killed: bool = False
     is_too_large: bool = False
     in_hand: list[Entry] = field(default_factory=list)
+    passed: frozenset[Stage] = frozenset()
     ready_at: float = 0.0
     committed: int = 0
     measured_at: float = 0.0

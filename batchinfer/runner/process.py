@@ -22,7 +22,7 @@ from batchinfer.runner.messages import Channel
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from batchinfer.engine.blackbox import Entry
+    from batchinfer.engine.blackbox import Entry, Stage
 
 _LINES_KEPT = 200
 _LINES_OF_STACKS = 20_000
@@ -48,6 +48,10 @@ class Worker(Protocol):
 
     def in_hand(self) -> list[Entry]:
         """Return the rows that it has in hand, or had when it died."""
+        ...
+
+    def passed(self) -> frozenset[Stage]:
+        """Return the stages that have done some of its rows."""
         ...
 
     def own_bytes(self) -> int:
@@ -128,6 +132,10 @@ class ProcessWorker:
     def in_hand(self) -> list[Entry]:
         """Read its black box."""
         return [] if self._box is None else self._box.read()
+
+    def passed(self) -> frozenset[Stage]:
+        """Read its black box."""
+        return frozenset() if self._box is None else self._box.passed()
 
     def own_bytes(self) -> int:
         """Add up what the kernel says of each process."""
@@ -212,6 +220,10 @@ class InlineWorker:
     def in_hand(self) -> list[Entry]:
         """Return nothing: it dies with us."""
         return []
+
+    def passed(self) -> frozenset[Stage]:
+        """Return nothing."""
+        return frozenset()
 
     def own_bytes(self) -> int:
         """Return nothing: its memory is ours."""

@@ -44,6 +44,7 @@ _DUMP_S = 5.0
 _MEASURING_S = 600.0
 _LOST_S = 30.0
 _LAST_LINES = 8
+_UP_TO_MODEL = ("preprocess", "model")
 _GO_ON = "what was committed is kept; run the same command again once the cause is gone"
 
 
@@ -211,6 +212,7 @@ class Supervisor:
                 member.watchdog.progress(now)
                 for note in message.notes:
                     member.watchdog.batch(note.compute_s)
+                self._court.passed(_UP_TO_MODEL if message.notes else ())
             case Measured():
                 pass
             case Computed():
@@ -250,7 +252,7 @@ class Supervisor:
         code = end_of(member.worker)
         if code == -signal.SIGKILL and self._surroundings.has_no_memory():
             member.is_too_large = True
-        member.in_hand = member.worker.in_hand()
+        member.in_hand, member.passed = member.worker.in_hand(), member.worker.passed()
         member.worker.close()
         device = member.start.device
         is_retired = member.retiring and not member.stopping and code == 0

@@ -71,6 +71,10 @@ class FakeWorker:
         """Return nothing."""
         return []
 
+    def passed(self) -> frozenset[Any]:
+        """Return nothing."""
+        return frozenset()
+
     def own_bytes(self) -> int:
         """Return nothing."""
         return 0
