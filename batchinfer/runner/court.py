@@ -42,7 +42,7 @@ class Court:
         now = time.monotonic()
         stalled_s = member.watchdog.silent_s(now) if member.stalled_at is not None else None
         how, cause = ending(
-            code, member.failure, stalled_s, has_begun=member.ready, is_too_large=member.is_too_large
+            code, member.failure, stalled_s, has_begun=member.ready, no_memory=member.no_memory
         )
         if member.stopping:
             return Verdict(how, None, _NOTHING)

@@ -42,7 +42,7 @@ class _Dossier:
     devices: dict[str, set[tuple[str, int]]] = field(default_factory=dict)
 
     def leaves_out(self, entry: Entry) -> bool:
-        """Tell whether the lone row of an entry is found guilty already: then whoever held it had not heard."""
+        """Tell whether the lone row of an entry is found guilty already: its holder had not heard of it."""
         known = self.poison.get(entry.row)
         return known is not None and known.stage in {entry.stage, "preprocess"}
 

@@ -250,8 +250,8 @@ class Supervisor:
         for line in member.worker.drain(member.tail):
             self._emit(WorkerSaid(worker=member.index, line=line))
         code = end_of(member.worker)
-        if code == -signal.SIGKILL and self._surroundings.has_no_memory():
-            member.is_too_large = True
+        if code == -signal.SIGKILL and not (member.killed or member.no_memory):
+            member.no_memory = self._surroundings.killed()
         member.in_hand, member.passed = member.worker.in_hand(), member.worker.passed()
         member.worker.close()
         device = member.start.device
