@@ -16,6 +16,8 @@ _ENTRY = struct.Struct("<qqqqqq")
 _USED = struct.Struct("<q")
 _SLOT = _USED.size + _ENTRY.size
 _NUM_SLOTS = 1024
+_PASSED_AT = _NUM_SLOTS * _SLOT
+_SIZE = _PASSED_AT + len(_STAGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class BlackBox:
 
     def __init__(self, fd: int) -> None:
         """Map the memory behind a descriptor, which stays the caller's."""
-        self._map = mmap.mmap(fd, _NUM_SLOTS * _SLOT)
+        self._map = mmap.mmap(fd, _SIZE)
         self._free = list(range(_NUM_SLOTS))
         self._lock = threading.Lock()
 
@@ -49,7 +51,7 @@ class BlackBox:
         system gives no such memory."""
         fd = os.memfd_create("batchinfer-blackbox")
         try:
-            os.ftruncate(fd, _NUM_SLOTS * _SLOT)
+            os.ftruncate(fd, _SIZE)
         except OSError:
             os.close(fd)
             raise
@@ -68,9 +70,12 @@ class BlackBox:
         return slot
 
     def clear(self, slot: int) -> None:
-        """Forget the entry at a place."""
+        """Forget the entry at a place: its rows are done, and their stage has shown that it can do some."""
         if slot < 0:
             return
+        stage, _, _, start, stop, _ = _ENTRY.unpack_from(self._map, slot * _SLOT + _USED.size)
+        if start < stop:
+            self._map[_PASSED_AT + stage] = 1
         _USED.pack_into(self._map, slot * _SLOT, 0)
         with self._lock:
             self._free.append(slot)
@@ -83,6 +88,10 @@ class BlackBox:
                 stage, *numbers = _ENTRY.unpack_from(self._map, slot * _SLOT + _USED.size)
                 found.append(Entry(_STAGES[stage], *numbers))
         return found
+
+    def passed(self) -> frozenset[Stage]:
+        """Return the stages that have done some rows."""
+        return frozenset(stage for at, stage in enumerate(_STAGES) if self._map[_PASSED_AT + at])
 
     def close(self) -> None:
         """Unmap the memory."""

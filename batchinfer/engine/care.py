@@ -34,6 +34,7 @@ class Care:
         self._in_hand = 0
         self._changed = threading.Condition()
         self._alone = False
+        self._has_died = False
         self._num_waiting = 0
         self.on_done: Callable[[], None] = lambda: None
         """Hears whenever some rows are done, in pieces of batches too: that is progress."""
@@ -73,13 +74,17 @@ class Care:
         with self._changed:
             self._changed.wait_for(lambda: not self._alone and not self._num_waiting)
             self._in_hand += 1
-        return -1 if self._box is None else self._box.put(entry)
+        return self._note(entry)
 
-    def release(self, slot: int, *, is_dead: bool = False) -> None:
-        """Note that they are done; or that whoever had them in hand is dead: then they stay noted."""
+    def release(self, slot: int, *, is_dead: bool = False, alone: bool = False) -> None:
+        """Note that they are done; or that whoever had them in hand is dead: then they stay noted, and what
+        others take from now on is not: it is not to blame."""
         if self._box is not None and not is_dead:
+            # Before others may take theirs: what was alone must stand alone in the box.
             self._box.clear(slot)
         with self._changed:
+            self._has_died |= is_dead
+            self._alone &= not alone
             self._in_hand -= 1
             self._changed.notify_all()
         if not is_dead:
@@ -94,9 +99,7 @@ class Care:
             yield
             is_dead = False
         finally:
-            if alone:
-                self._alone = False
-            self.release(slot, is_dead=is_dead)
+            self.release(slot, is_dead=is_dead, alone=alone)
 
     def _take_alone(self, entry: Entry) -> int:
         with self._changed:
@@ -105,7 +108,10 @@ class Care:
             self._num_waiting -= 1
             self._alone = True
             self._in_hand += 1
-        return -1 if self._box is None else self._box.put(entry)
+        return self._note(entry)
+
+    def _note(self, entry: Entry) -> int:
+        return -1 if self._box is None or self._has_died else self._box.put(entry)
 
 
 def key_of(batch: HostBatch) -> int:

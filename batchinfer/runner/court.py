@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from batchinfer.runner.member import Member
     from batchinfer.runner.messages import Assign
 
+_UP_TO_MODEL = ("preprocess", "model")
 _NOTHING = Findings(is_told=False, said=(), elsewhere=())
 
 
@@ -42,7 +43,7 @@ class Court:
         now = time.monotonic()
         stalled_s = member.watchdog.silent_s(now) if member.stalled_at is not None else None
         how, cause = ending(
-            code, member.failure, stalled_s, has_begun=member.ready, is_too_large=member.is_too_large
+            code, member.failure, stalled_s, has_begun=member.ready, no_memory=member.no_memory
         )
         if member.stopping:
             return Verdict(how, None, _NOTHING)
@@ -52,6 +53,7 @@ class Court:
             return Verdict(how, distrust, _NOTHING)
         # SIGKILL comes from outside: from a person, or from the kernel, whose memory ran out.
         is_suspect = code != -signal.SIGKILL or stalled_s is not None
+        self._inquest.passed(member.passed)
         found = self._inquest.hear(
             member.in_hand,
             member.assigned,
@@ -61,6 +63,10 @@ class Court:
             has_others=is_suspect and self.circuits.has_others(device),
         )
         return Verdict(how, distrust, found)
+
+    def computed(self, num_batches: int) -> None:
+        """Note that the model has computed batches: who dies there dies of some rows, not of all."""
+        self._inquest.passed(_UP_TO_MODEL if num_batches else ())
 
     def brief(self, assign: Assign) -> Assign:
         """Add what is known of a unit to its assignment."""

@@ -33,9 +33,9 @@ def quoted(lines: Iterable[str]) -> str:
 
 
 def ending(
-    code: int, failure: Failed | None, stalled_s: float | None, *, has_begun: bool, is_too_large: bool
+    code: int, failure: Failed | None, stalled_s: float | None, *, has_begun: bool, no_memory: str
 ) -> tuple[str, ErrorCode]:
-    """Say how a worker ended: by a signal or an exit code, for want of memory, after a silence of
+    """Say how a worker ended: by a signal or an exit code, for want of memory as was told, after a silence of
     `stalled_s`, or with a device that failed under it. Raises every other error that it told, also one of a
     device that is missing."""
     if failure is not None:
@@ -45,8 +45,8 @@ def ending(
         return f"ended: {error.message}", ErrorCode.DEVICE
     if stalled_s is not None:
         return f"finished nothing for {stalled_s:.0f} s and was ended", ErrorCode.TIMEOUT
-    if is_too_large:
-        return "took more memory than there is and was ended", ErrorCode.MEMORY
+    if no_memory:
+        return no_memory, ErrorCode.MEMORY
     return f"died ({died_of(code)})", ErrorCode.CRASH
 
 

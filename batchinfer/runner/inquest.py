@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,16 @@ _GUILTY = 2
 _ACCIDENTS = 3
 _DEATHS_A_ROW = 4
 _MOST_POISON = 64
-_MOST_UNPROVEN = 8
-"""Rows found guilty before any unit was done: it is more likely the model than so many rows."""
+_MOST_IN_A_ROW = 16
+"""Rows of one stage found guilty one after the other, while that stage did no other rows and no unit was ever
+done: it is more likely the stage than so many rows. A dozen bad rows at the very start must pass, and what
+fails on every row costs three workers for each."""
+
+
+_SAID = {
+    ErrorCode.MEMORY: "took more memory than there is and was ended",
+    ErrorCode.TIMEOUT: "finished nothing for too long and was ended",
+}
 
 
 @dataclass(slots=True)
@@ -38,6 +46,11 @@ class _Dossier:
     alone: Counter[tuple[str, int]] = field(default_factory=Counter)
     poison: dict[int, Poison] = field(default_factory=dict)
     devices: dict[str, set[tuple[str, int]]] = field(default_factory=dict)
+
+    def leaves_out(self, entry: Entry) -> bool:
+        """Tell whether the lone row of an entry is found guilty already: its holder had not heard of it."""
+        known = self.poison.get(entry.row)
+        return known is not None and known.stage in {entry.stage, "preprocess"}
 
     def is_hopeless(self) -> bool:
         """Tell whether more workers died on it than a search for bad rows could explain."""
@@ -60,8 +73,13 @@ class Inquest:
 
     def __init__(self) -> None:
         self._dossiers: dict[int, _Dossier] = {}
-        self._num_guilty = 0
+        self._in_a_row: Counter[str] = Counter()
         self._is_proven = False
+
+    def passed(self, stages: Collection[str]) -> None:
+        """Take note of stages that have done some rows."""
+        for stage in stages:
+            self._in_a_row[stage] = 0
 
     def hear(
         self,
@@ -78,7 +96,7 @@ class Inquest:
         said: list[str] = []
         elsewhere: list[Unit] = []
         is_told = False
-        mine = [entry for entry in entries if entry.unit in units]
+        mine = [entry for entry in entries if entry.unit in units and not self._is_told_of(entry)]
         for number in {entry.unit for entry in mine}:
             # One death, however many batches of the unit were in hand.
             dossier = self._dossiers.setdefault(number, _Dossier(units[number].num_rows))
@@ -95,7 +113,7 @@ class Inquest:
             if entry.row >= 0 and not confirmed:
                 elsewhere.append(unit)
             if entry.row >= 0 and confirmed and dossier.alone[place] >= _GUILTY:
-                self._num_guilty += 1
+                self._in_a_row[entry.stage] += 1
                 dossier.poison[entry.row] = _poison(entry, dossier, how=how, code=code)
                 said.append(f"{unit.shard.key} row {entry.row} ends whoever touches it, and is left out")
                 if entry.stage == "preprocess":
@@ -105,8 +123,14 @@ class Inquest:
             else:
                 found = Suspect(entry.stage, entry.key, entry.start, entry.stop)
                 dossier.suspects[entry.stage, entry.key] = found
-        is_told = is_told and (self._is_proven or self._num_guilty < _MOST_UNPROVEN)
+        is_told = is_told and (
+            self._is_proven or all(self._in_a_row[entry.stage] < _MOST_IN_A_ROW for entry in mine)
+        )
         return Findings(is_told, tuple(said), tuple(elsewhere))
+
+    def _is_told_of(self, entry: Entry) -> bool:
+        dossier = self._dossiers.get(entry.unit)
+        return dossier is not None and dossier.leaves_out(entry)
 
     def brief(self, assign: Assign) -> Assign:
         """Add what is known of a unit to its assignment."""
@@ -132,6 +156,7 @@ def _poison(entry: Entry, dossier: _Dossier, *, how: str, code: ErrorCode) -> Po
         row=entry.row,
         stage=entry.stage,
         code=code,
-        message=f"the process that had it in hand {how}",
+        # Without figures: whoever finds the row guilty again says the same.
+        message=f"the process that had it in hand {_SAID.get(code, how)}",
         attempts=dossier.alone[entry.stage, entry.row] + 1,
     )

@@ -9,7 +9,7 @@ from batchinfer.runner.process import LineTail
 
 if TYPE_CHECKING:
     from batchinfer.data import Unit
-    from batchinfer.engine.blackbox import Entry
+    from batchinfer.engine.blackbox import Entry, Stage
     from batchinfer.runner.memory_guard import MemoryGuard
     from batchinfer.runner.messages import Failed, Start
     from batchinfer.runner.process import Worker
@@ -41,8 +41,10 @@ class Member:
     failure: Failed | None = None
     stalled_at: float | None = None
     killed: bool = False
-    is_too_large: bool = False
+    no_memory: str = ""
+    """How it was ended for want of memory, if so."""
     in_hand: list[Entry] = field(default_factory=list)
+    passed: frozenset[Stage] = frozenset()
     ready_at: float = 0.0
     committed: int = 0
     measured_at: float = 0.0
@@ -58,7 +60,7 @@ class Member:
     @property
     def is_leaving(self) -> bool:
         """Whether it must get no more units."""
-        return self.stopping or self.retiring or self.killed or self.is_too_large
+        return self.stopping or self.retiring or self.killed or bool(self.no_memory)
 
     @property
     def num_to_compute(self) -> int:

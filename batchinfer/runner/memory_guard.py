@@ -27,10 +27,13 @@ class MemoryGuard:
         self._rows = rows_bytes
         self._fair = fair_bytes
         self._limit: int | None = None
+        self.model_bytes = 0
+        """What it took with its model, before the first row; 0 until that is known."""
 
     def loaded(self, used: int) -> None:
         """Note what a worker takes with its model, before the first row. Raises DeviceError where that alone
         is more than its part: to replace it would not help."""
+        self.model_bytes = used
         if self._fair and used > self._fair:
             raise DeviceError(
                 f"a worker takes {used // _MIB:,} MiB of memory with its model alone, and its part of this "
@@ -53,10 +56,11 @@ class MemoryGuard:
 
 
 def own_bytes(pid: int) -> int:
-    """Return the memory of a process that no file stands behind, in bytes; 0 where nobody can tell."""
+    """Return the memory of a process that no file stands behind, shared memory included, in bytes; 0 where
+    nobody can tell."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0
-    found = text.partition("RssAnon:")[2].split()
-    return int(found[0]) * 1024 if found else 0
+    found = [text.partition(name)[2].split(maxsplit=1) for name in ("RssAnon:", "RssShmem:")]
+    return sum(int(number[0]) * 1024 for number in found if number)

@@ -22,21 +22,24 @@ from batchinfer.runner.messages import Channel
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from batchinfer.engine.blackbox import Entry
+    from batchinfer.engine.blackbox import Entry, Stage
 
 _LINES_KEPT = 200
 _LINES_OF_STACKS = 20_000
 _LONGEST_LINE = 64 * 1024
 _LAST_WORDS_S = 1.0
+_LOADERS_S = 1.0
 _LOADER = b"batchinfer.engine.loader_process"
 
 
 class Worker(Protocol):
-    """Where a worker runs. `output_fd` gives what it prints, or is None."""
+    """Where a worker runs. `output_fd` gives what it prints, or is None; one that cannot be killed ends with
+    this process."""
 
     channel: Channel
     output_fd: int | None
     pid: int
+    can_be_killed: bool
 
     def exit_code(self, timeout: float) -> int | None:
         """Wait for the end, at most so long; None while it runs. Negative: killed by that signal."""
@@ -48,6 +51,10 @@ class Worker(Protocol):
 
     def in_hand(self) -> list[Entry]:
         """Return the rows that it has in hand, or had when it died."""
+        ...
+
+    def passed(self) -> frozenset[Stage]:
+        """Return the stages that have done some of its rows."""
         ...
 
     def own_bytes(self) -> int:
@@ -107,6 +114,9 @@ class ProcessWorker:
         self.channel = Channel(up_read, down_write)
         self.output_fd: int | None = output_read
         self.pid = self._process.pid
+        self.can_be_killed = True
+        self._loaders: list[int] = []
+        self._loaders_at = 0.0
 
     def exit_code(self, timeout: float) -> int | None:
         """Wait for the end of the process, at most so long."""
@@ -129,9 +139,18 @@ class ProcessWorker:
         """Read its black box."""
         return [] if self._box is None else self._box.read()
 
+    def passed(self) -> frozenset[Stage]:
+        """Read its black box."""
+        return frozenset() if self._box is None else self._box.passed()
+
     def own_bytes(self) -> int:
-        """Add up what the kernel says of each process."""
-        return sum(map(own_bytes, (self.pid, *_loaders_of(self.pid))))
+        """Add up what the kernel says of each process. Its loaders are looked for once a second, and when one
+        is gone: that takes longer than all the rest."""
+        found = list(map(own_bytes, self._loaders))
+        if not all(found) or time.monotonic() - self._loaders_at > _LOADERS_S:
+            self._loaders, self._loaders_at = _loaders_of(self.pid), time.monotonic()
+            found = list(map(own_bytes, self._loaders))
+        return own_bytes(self.pid) + sum(found)
 
     def dump(self) -> None:
         """Send SIGABRT, upon which Python prints where every thread stands; first to its loaders, one of
@@ -187,6 +206,7 @@ class InlineWorker:
         self.channel = Channel(up_read, down_write)
         self.output_fd: int | None = None
         self.pid = os.getpid()
+        self.can_be_killed = False
         self._code = 0
 
         def run() -> None:
@@ -212,6 +232,10 @@ class InlineWorker:
     def in_hand(self) -> list[Entry]:
         """Return nothing: it dies with us."""
         return []
+
+    def passed(self) -> frozenset[Stage]:
+        """Return nothing."""
+        return frozenset()
 
     def own_bytes(self) -> int:
         """Return nothing: its memory is ours."""

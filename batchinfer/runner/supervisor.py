@@ -213,6 +213,7 @@ class Supervisor:
                 member.watchdog.progress(now)
                 for note in message.notes:
                     member.watchdog.batch(note.compute_s)
+                self._court.computed(len(message.notes))
             case Measured():
                 pass
             case Computed():
@@ -250,14 +251,13 @@ class Supervisor:
         for line in member.worker.drain(member.tail):
             self._emit(WorkerSaid(worker=member.index, line=line))
         code = end_of(member.worker)
-        if code == -signal.SIGKILL and self._surroundings.has_no_memory():
-            member.is_too_large = True
-        member.in_hand = member.worker.in_hand()
+        if code == -signal.SIGKILL and not (member.killed or member.no_memory):
+            member.no_memory = self._surroundings.killed()
+        member.in_hand, member.passed = member.worker.in_hand(), member.worker.passed()
         member.worker.close()
         device = member.start.device
-        is_retired = member.retiring and not member.stopping and code == 0
-        if self._court.circuits.is_open(device) or is_retired:
-            restarts = not self._court.circuits.is_open(device)
+        restarts = not self._court.circuits.is_open(device)
+        if not restarts or (member.retiring and not member.stopping and code == 0):
             self._emit(WorkerExited(worker=member.index, code=code, restarts=restarts))
             self._work.give_back(member.assigned.values())
             if restarts:

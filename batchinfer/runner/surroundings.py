@@ -37,9 +37,9 @@ class Surroundings:
         """Return what judges the memory of a worker that starts."""
         return MemoryGuard(start.memory_bytes, self._fair_bytes)
 
-    def has_no_memory(self) -> bool:
-        """Tell whether the kernel has ended a process for want of memory since this was asked last."""
-        return self._memory.has_killed()
+    def killed(self) -> str:
+        """Say how the kernel has ended a process for want of memory, once for each; empty: it has not."""
+        return self._memory.killed()
 
     def keep_stacks(self, worker: int, lines: Iterable[str]) -> str | None:
         """Keep the stacks that a worker printed. Returns where; None where there are none."""

@@ -22,5 +22,8 @@ def test_what_is_noted_is_read_by_another() -> None:
     assert reader.read() == []
     writer.put(Entry("postprocess", 3, 4, 5, 6, 7))
     assert reader.read() == [Entry("postprocess", 3, 4, 5, 6, 7)]
+    assert reader.passed() == {"model"}
+    writer.clear(writer.put(Entry("preprocess", 0, 0, 0, 0)))
+    assert reader.passed() == {"model"}, "none of its rows is no proof"
     writer.close()
     reader.close()

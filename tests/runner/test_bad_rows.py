@@ -80,6 +80,19 @@ def test_a_row_that_kills(tmp_path: Path, batchinfer: Run, fault: str) -> None:
     check(tmp_path / "bad", bad, stage="model", code="device" if fault == "device" else "crash")
 
 
+def test_rows_that_kill_side_by_side(tmp_path: Path, batchinfer: Run) -> None:
+    """The first rows of all, before anything has gone well: each is found, named once, and no other is."""
+    write_shards(tmp_path / "in", SHARDS)
+    bad = [0, 1, 2]
+    faults = {str(row * 0.5): "exit" for row in bad}
+    job = job_of(tmp_path / "bad", "error", [], model={"faults": faults})
+    done = batchinfer("run", str(job))
+    assert done.returncode == 0, done.stderr
+    check(tmp_path / "bad", bad, stage="model", code="crash")
+    said = [line for line in done.stderr.splitlines() if "ends whoever touches it" in line]
+    assert len(said) == len(bad)
+
+
 def test_a_row_that_hangs(tmp_path: Path, batchinfer: Run) -> None:
     """A row on which the model never comes back is left out too; loading a model may take its time."""
     write_shards(tmp_path / "in", SHARDS)

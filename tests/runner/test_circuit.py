@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from batchinfer.data import ErrorCode, Shard, Unit
 from batchinfer.engine.blackbox import Entry
 from batchinfer.runner.circuit import Circuits
 from batchinfer.runner.inquest import Findings, Inquest
+from batchinfer.runner.messages import Assign
 
 SHARD = Shard(index=0, uri="s", key="s", size_bytes=1, version="", blocks=())
 
@@ -75,3 +78,44 @@ def test_the_last_device_is_only_given_up_for_its_own_faults() -> None:
     assert circuits.fault("a", "ECCUncorrectable", 601.0) is None
     assert circuits.fault("a", "Unknown", 700.0) == "failed 2 times (Unknown)"
     assert circuits.fault("b", "canary", 0.0) == "computes wrongly"
+
+
+def kill_rows(inquest: Inquest, rows: range) -> list[bool]:
+    """Have rows end three workers each: in their batch, and twice alone. Returns whether that helps on."""
+    told = []
+    for row in rows:
+        told.append(dies(inquest, 0, "a", has_others=False).is_told)
+        told += [dies(inquest, 0, "a", row=row, has_others=False).is_told for _ in range(2)]
+    return told
+
+
+def test_a_dozen_bad_rows_are_not_the_model() -> None:
+    """Rows that kill one after the other, before anything went well, are left out; if they never end, it is
+    the model, and it is given up after a few dozen workers."""
+    inquest = Inquest()
+    assert all(kill_rows(inquest, range(12)))
+    told = kill_rows(inquest, range(12, 20))
+    assert told.index(False) < 4 * 3
+    assert not any(told[told.index(False) :])
+
+
+@pytest.mark.parametrize(("passed", "helps"), [("model", True), ("preprocess", False)])
+def test_a_model_that_does_some_rows_is_none_that_does_none(passed: str, helps: bool) -> None:
+    """Where rows went well in between, in the stage that kills, more may follow: sixty-four of one unit."""
+    inquest = Inquest()
+    told = []
+    for first in range(0, 70, 10):
+        told += kill_rows(inquest, range(first, first + 10))
+        inquest.passed([passed])
+    assert all(told[: 64 * 3]) == helps
+    assert not told[-1]
+
+
+def test_a_row_is_found_guilty_once() -> None:
+    """Who had a row in hand before hearing of it tells nothing new."""
+    inquest = Inquest()
+    assert [len(dies(inquest, 0, "a", row=7, has_others=False).said) for _ in range(4)] == [0, 1, 0, 0]
+    (poison,) = inquest.brief(Assign(unit=unit(0))).poison
+    assert (poison.row, poison.attempts) == (7, 3)
+    assert dies(inquest, 0, "b", row=7) == Findings(is_told=False, said=(), elsewhere=())
+    assert inquest.brief(Assign(unit=unit(0))).suspects == ()

@@ -30,6 +30,7 @@ class FakeWorker:
         self.channel = Channel(up_read, down_write)
         self.output_fd: int | None = None
         self.pid = 4242
+        self.can_be_killed = True
         self.kills = 0
         self._theirs = Channel(down_read, up_write)
         threading.Thread(target=self._hang if stuck else self._serve, daemon=True).start()
@@ -70,6 +71,10 @@ class FakeWorker:
     def in_hand(self) -> list[Any]:
         """Return nothing."""
         return []
+
+    def passed(self) -> frozenset[Any]:
+        """Return nothing."""
+        return frozenset()
 
     def own_bytes(self) -> int:
         """Return nothing."""
@@ -131,9 +136,9 @@ class Quiet:
         """Return one that knows no limit."""
         return MemoryGuard(start.memory_bytes, 0)
 
-    def has_no_memory(self) -> bool:
-        """Tell that there is enough."""
-        return False
+    def killed(self) -> str:
+        """Tell that there is enough memory."""
+        return ""
 
     def keep_stacks(self, worker: int, lines: Iterable[str]) -> str | None:
         """Keep nothing."""
