@@ -81,7 +81,8 @@ class Isolator:
         poison = self._poison(batch, unit)
         cuts = self._care.cuts("model", unit, key_of(batch), num_rows)
         fits = () if self._bit or len(cuts) > 1 else self._ceiling.cuts(batch)
-        if poison or len(cuts) > 1 or len(fits) > 1:
+        # A batch of one row is one piece, and wants as much care.
+        if poison or any(alone for _, _, alone in cuts) or len(fits) > 1:
             self._discard(batch)
             if len(fits) > 1:
                 # A piece must not be filled up to a shape that does not fit.
