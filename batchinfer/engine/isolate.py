@@ -38,8 +38,8 @@ class Isolator:
     `discard` is then told that the batch as it was staged is not needed. Rows that kill never come to the
     model: a good row stands in for each.
 
-    `exclusive`: the model is called by one thread at a time. `by` is what `batching.size` counts. `finite`:
-    results must hold neither NaN nor infinity. `bit`: the good rows of a batch that failed are computed once
+    `exclusive`: the model is called by one thread at a time. `by` is what `batching.size` counts. `unfit`
+    tells which numbers results must not hold. `bit`: the good rows of a batch that failed are computed once
     more in a batch of its shape, so that their results are those of a batch that did not fail, to the last
     bit.
     """
@@ -57,14 +57,14 @@ class Isolator:
         exclusive: bool,
         by: By,
         bit: bool,
-        finite: bool,
+        unfit: Callable[[Any], Any] | None = None,
     ) -> None:
         self._submit = submit
         self._collect = collect
         self._discard = discard
         self._turn: Any = threading.Lock() if exclusive else contextlib.nullcontext()
         self._outputs = {spec.name: spec for spec in outputs if spec.dtype in NUMERIC}
-        self._finite = finite
+        self._unfit = unfit
         self._care = care
         self._ceiling = ceiling
         self._retry = retry
@@ -82,7 +82,8 @@ class Isolator:
         poison = self._poison(batch, unit)
         cuts = self._care.cuts("model", unit, key_of(batch), num_rows)
         fits = () if self._bit or len(cuts) > 1 else self._ceiling.cuts(batch)
-        if poison or len(cuts) > 1 or len(fits) > 1:
+        # A batch of one row is one piece, and wants as much care.
+        if poison or any(alone for _, _, alone in cuts) or len(fits) > 1:
             self._discard(batch)
             if len(fits) > 1:
                 # A piece must not be filled up to a shape that does not fit.
@@ -270,14 +271,15 @@ class Isolator:
             raise not_finite(name)
 
     def _spoilt(self, output: OutputBatch) -> tuple[np.ndarray[Any, Any], str]:
-        """Tell which rows have a result that is not finite where it must be, and the name of one: bool of
-        shape (rows,)."""
+        """Tell which rows have a result that holds what it must not, bool of shape (rows,), and its name."""
         spoilt, which = np.zeros(len(output.batch.rows), dtype=bool), ""
-        for name, column in output.tensors.items() if self._finite else ():
-            if name in self._outputs and not np.isfinite(column).all():
+        if self._unfit is None:
+            return spoilt, which
+        for name, column in output.tensors.items():
+            if name in self._outputs and (unfit := self._unfit(column)).any():
                 # Rows that only fill the batch up are copies of one that counts.
-                each = np.isfinite(column[: len(spoilt)]).reshape(len(spoilt), -1).all(axis=1)
-                spoilt, which = spoilt | ~each, name
+                each = unfit[: len(spoilt)].reshape(len(spoilt), -1).any(axis=1)
+                spoilt, which = spoilt | each, name
         return spoilt, which
 
     def _finite_rows(self, output: OutputBatch, started: float) -> OutputBatch:

@@ -91,7 +91,7 @@ class Way:
     lanes: int
     outputs: Sequence[TensorSpec]
     bit: bool
-    finite: bool
+    unfit: Callable[[Any], Any] | None
     care: Care
     ceiling: Ceiling
     retry: Retry
@@ -189,7 +189,7 @@ def _results(way: Way, stop: threading.Event, failed: threading.Event) -> Any:
         exclusive=way.lanes == 1,
         by=way.batches.by,
         bit=way.bit,
-        finite=way.finite,
+        unfit=way.unfit,
     )
     submit, collect = _passing_done(way, isolator)
     submit, collect = _or_stop(submit, stop, failed), _or_stop(collect, stop, failed)

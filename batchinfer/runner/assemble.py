@@ -9,8 +9,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from batchinfer import registry, tensors
@@ -213,8 +214,7 @@ class _Parts:
             ceiling=_ceiling(self.backend, start),
             retry=self.retry,
             bit=job.compute.determinism == "bit",
-            # What steps make of results is judged once they have.
-            finite=job.errors.check_finite and not posts,
+            unfit=_unfit(posts) if job.errors.check_finite else None,
             timeline=Timeline(start.concurrency),
             levels=levels,
             sample=Sample(start.concurrency) if start.measure else None,
@@ -270,6 +270,12 @@ def _window_policy(contract: Contract, policy: BatchPolicy, *, ragged_rows: int)
     size = 1 if texts and policy.by == "bytes" else max(policy.size // cost.of(1), 1)
     # Carried columns count as well: they end a window early only where their rows are huge.
     return WindowPolicy(max(rows // size, 1) * size, _WINDOW_BYTES)
+
+
+def _unfit(posts: Sequence[Postprocessor]) -> Callable[[Any], Any]:
+    """Return what tells which numbers a model must not give. Infinity may be meant, where steps follow: what
+    they make of it is judged once they have."""
+    return np.isnan if posts else lambda numbers: ~np.isfinite(numbers)
 
 
 def _ceiling(backend: Backend, start: Start) -> Ceiling:

@@ -86,7 +86,6 @@ class Trials:
             exclusive=True,
             by=policy.by,
             bit=False,
-            finite=False,
             retry=way.retry,
         )
         for chunk in self._rows:

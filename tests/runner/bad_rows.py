@@ -1,4 +1,4 @@
-"""Jobs in which rows go wrong, in every way that is known, and what their output must be."""
+"""Jobs in which rows go wrong, at every kind of place, and what their output must be."""
 
 from __future__ import annotations
 
@@ -32,81 +32,24 @@ PLACES = {
 CODE = """
 import numpy as np
 
-BAD = {bad}
-
-def step(rows):
-    if set(rows["x"].to_pylist()) & BAD:
-        if {how!r} == "exit in code":
-            raise SystemExit("a row that this step leaves over")
-        raise ValueError("a row that this step does not like")
-    return {{"x": rows["x"]}}
-
-def after(results):
-    if set((results["y"] / 2).tolist()) & BAD:
-        raise ValueError("a result that this step does not like")
-    return {{"y": results["y"]}}
-
 class Model:
     inputs = {{"x": "float32[?]"}}
     outputs = {{"y": "float32[?]"}}
 
     def __call__(self, tensors):
-        x = tensors["x"]
-        bad = np.isin(x, list(BAD))
-        if bad.any() and {how!r} == "type":
-            return {{"y": np.array(["no number"] * len(x))}}
-        if bad.any():
+        if np.isin(tensors["x"], {bad}).any():
             raise ValueError("rows that this model does not like")
-        return {{"y": x * 2}}
+        return {{"y": tensors["x"] * 2}}
 """
-
-KINDS: dict[str, tuple[str, str]] = {
-    "error": ("model", "model"),
-    "nan": ("model", "model"),
-    "rows": ("model", "model"),
-    "memory": ("model", "memory"),
-    "connection": ("model", "endpoint"),
-    "throttled": ("model", "endpoint"),
-    "timeout": ("model", "timeout"),
-    "preprocess": ("python", "user"),
-    "postprocess": ("python", "user"),
-    "class": ("model", "user"),
-    "type": ("model", "model"),
-    "exit in code": ("python", "user"),
-}
-"""What goes wrong -> the stage and the code that are recorded."""
-
-DEADLY: dict[str, tuple[str, str]] = {
-    "segfault": ("model", "crash"),
-    "abort": ("model", "crash"),
-    "exit": ("model", "crash"),
-    "kill": ("model", "crash"),
-    "device": ("model", "device"),
-    "hang": ("model", "timeout"),
-}
-"""The same, for what ends the process."""
 
 
 def sections(folder: Path, kind: str, bad: list[int]) -> dict[str, Any]:
-    """Return what a job needs so that these rows go wrong in this way."""
-    found: dict[str, Any]
-    values = {row * 0.5 for row in bad}
-    if kind in {"error", "nan", "rows", "memory", "connection", "throttled", "timeout", *DEADLY}:
-        more = {"check_finite": True} if kind == "nan" else {"retry": {"transient": 0, "timeout": 0}}
-        found = {
-            "model": {"faults": {str(value): kind for value in values}},
-            "errors": {"max": "100%", **more},
-        }
-        # A worker has to start within that time.
-        return found | ({"compute": {"stall_timeout": 4}} if kind == "hang" else {})
-    (folder / "code_of_mine.py").write_text(CODE.format(bad=values or {-1.0}, how=kind))
-    found = {"errors": {"max": "100%"}}
-    if kind in {"preprocess", "exit in code"}:
-        step = {"function": "code_of_mine:step", "columns": ["x"], "output": {"x": "float32"}}
-        return found | {"preprocess": [{"python": step}]}
-    if kind == "postprocess":
-        step = {"function": "code_of_mine:after", "output": {"y": "float32"}}
-        return found | {"postprocess": [{"python": step}]}
+    """Return what a job needs so that the simulated model (error), or a class (class), fails on these rows."""
+    found: dict[str, Any] = {"errors": {"max": "100%"}}
+    values = [row * 0.5 for row in bad]
+    if kind == "error":
+        return found | {"model": {"faults": {str(value): kind for value in values}}}
+    (folder / "code_of_mine.py").write_text(CODE.format(bad=values))
     return found | {"model": {"backend": "python", "entry": "code_of_mine:Model", "seconds_per_batch": None}}
 
 

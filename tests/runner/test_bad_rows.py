@@ -93,6 +93,24 @@ def test_rows_that_kill_side_by_side(tmp_path: Path, batchinfer: Run) -> None:
     assert len(said) == len(bad)
 
 
+@pytest.mark.parametrize(("size", "row"), [(1, 1), (2, 4)])
+def test_a_row_that_kills_alone_in_its_batch(tmp_path: Path, batchinfer: Run, size: int, row: int) -> None:
+    """A row that has no neighbour in its batch is found and left out as well: one at a time, or the last one."""
+    write_shards(tmp_path / "in", [5])
+    job = doubling_job(
+        tmp_path,
+        model={"faults": {str(row * 0.5): "exit"}},
+        batching={"size": size},
+        errors={"max": 1},
+    )
+    done = batchinfer("run", str(job))
+    assert done.returncode == 0, done.stderr
+    failed = [
+        (found["id"], found["_error"]["code"]) for found in rows_of(tmp_path).to_pylist() if found["_error"]
+    ]
+    assert failed == [(row, "crash")]
+
+
 def test_a_row_that_hangs(tmp_path: Path, batchinfer: Run) -> None:
     """A row on which the model never comes back is left out too; loading a model may take its time."""
     write_shards(tmp_path / "in", SHARDS)
