@@ -54,8 +54,8 @@ class ErrorsOptions(Options):
     errno, HTTP or gRPC status, never by its text."""
 
     check_finite: bool = False
-    """Fail the rows whose results hold NaN or infinity; also where the model gave NaN, and a step that follows
-    would hide it."""
+    """Fail the rows whose results hold NaN or infinity; also where the model gave NaN, and a step that
+    follows would hide it."""
 
     _shares = field_validator("max", "max_per_partition", mode="before")(share)
 
