@@ -120,7 +120,10 @@ def main() -> None:
         "command": "python benchmarks/forecast.py",
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in ("numpy", "pyarrow", "onnxruntime")},
+        "versions": {
+            package: importlib.metadata.version(package)
+            for package in ("numpy", "pyarrow", "onnxruntime-gpu", "torch")
+        },
         "inside": inside,
         "runs": found,
     }

@@ -7,7 +7,8 @@ observer at all. The device is simulated and quick, with two hundred batches a s
 to tell. *time* is the one over the other, from the first worker that is ready to the last commit; *cpu* is
 the processor time that the parent took more, over that time. *attribution* is what workers take to note where
 their time goes, which cannot be switched off: measured alone, for as many batches, over the time of these.
-The program fails where the median of one of them is above 1 %.
+The program fails where *time* or *attribution* is above 1 %, by their medians: what the parent takes beside
+that, another core has.
 """
 
 from __future__ import annotations
@@ -255,7 +256,7 @@ def main() -> None:
         **summary,
     }
     (HERE / "results" / "telemetry.json").write_text(json.dumps(result, indent=1) + "\n")
-    too_much = [figure for figure in FIGURES if summary[figure]["median"] > MOST]
+    too_much = [figure for figure in ("time", "attribution") if summary[figure]["median"] > MOST]
     if too_much:
         sys.exit(f"more than {MOST:.0%}: {', '.join(too_much)}")
 
