@@ -97,9 +97,14 @@ def this_machine(observers: Sequence[Observer] = ()) -> Machine:
             raise
 
 
+def is_job(target: str) -> bool:
+    """Tell whether a job file is named, and not an output."""
+    return target.endswith((".yaml", ".yml", ".json")) or target == "-"
+
+
 def output_of(target: str) -> tuple[str, dict[str, object]]:
     """Return the output folder and storage options that a folder, URL or job file stands for."""
-    if target.endswith((".yaml", ".yml")) or target == "-":
+    if is_job(target):
         job = load(target, None, None)
         return job.output.path, dict(job.output.storage_options)
     return (target if "://" in target else os.path.abspath(target)), {}  # noqa: PTH100 - may be no file

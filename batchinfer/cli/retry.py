@@ -14,6 +14,7 @@ from batchinfer.cli.arguments import (
     Params,
     Sets,
     Where,
+    is_job,
     load,
     observers_of,
     output_of,
@@ -60,7 +61,7 @@ def _job_of(output: str, params: list[str] | None, sets: list[str] | None) -> Jo
     from batchinfer.runner.stored_job import read_job
     from batchinfer.storage import open_store
 
-    if output.endswith((".yaml", ".yml")) or output == "-":
+    if is_job(output):
         return load(output, params, sets)
     if params or sets:
         raise UsageError("--param and --set change a job file: name it in place of its output")

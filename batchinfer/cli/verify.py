@@ -32,11 +32,10 @@ def command(
     if verdict.problems:
         shown = "\n".join(f"  {visible(problem)}" for problem in verdict.problems[:_SHOWN])
         more = f"\n  and {len(verdict.problems) - _SHOWN} more" if len(verdict.problems) > _SHOWN else ""
-        raise DataError(
-            f"the output is not what its manifest says:\n{shown}{more}",
-            where=root,
-            hint="delete a damaged or missing part's file and run the job again: it is computed anew",
-        )
+        hint = "delete a damaged or missing part's file and run the job again: it is computed anew"
+        if all("`batchinfer gc`" in problem for problem in verdict.problems):
+            hint = f"every part that counts is there: `batchinfer gc {root} --delete` removes the others"
+        raise DataError(f"the output is not what its manifest says:\n{shown}{more}", where=root, hint=hint)
     how = "every byte" if deep else "every footer" if footer else "names and sizes"
     typer.echo(
         f"verified {how}: {verdict.num_parts:,} parts, {verdict.num_rows:,} rows, "

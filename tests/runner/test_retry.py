@@ -115,7 +115,9 @@ def test_by_the_job_that_the_output_remembers(tmp_path: Path, batchinfer: Run) -
     again = batchinfer("retry", str(job), "--set", "errors.max=1", "--where", "source=shard-0.parquet")
     assert again.returncode == 3, again.stderr
     assert "2 of 307 rows failed, more than errors.max (1) allows" in again.stderr
-    job.rename(tmp_path / "elsewhere.yaml")
+    job.rename(tmp_path / "elsewhere.json")
+    as_json = batchinfer("verify", str(tmp_path / "elsewhere.json"))
+    assert "elsewhere.json" not in as_json.stderr
     none = batchinfer("retry", out, "--where", "code=endpoint")
     assert none.returncode == 0
     assert "no failed row is asked for" in none.stdout
@@ -128,6 +130,9 @@ def test_by_the_job_that_the_output_remembers(tmp_path: Path, batchinfer: Run) -
     assert failed[0]["attempts"] > before[245]
     bad.write_text("")
     assert batchinfer("retry", out).returncode == 0
+    both = batchinfer("verify", out)
+    assert both.returncode == 65
+    assert f"every part that counts is there: `batchinfer gc {out} --delete`" in both.stderr
     assert batchinfer("gc", out, "--delete").returncode == 0
     assert batchinfer("verify", "--deep", out).returncode == 0
     assert sorted(row for ids in ids_by_part(Path(out)).values() for row in ids) == list(range(307))
