@@ -116,8 +116,8 @@ def test_by_the_job_that_the_output_remembers(tmp_path: Path, batchinfer: Run) -
     assert again.returncode == 3, again.stderr
     assert "2 of 307 rows failed, more than errors.max (1) allows" in again.stderr
     job.rename(tmp_path / "elsewhere.json")
-    as_json = batchinfer("verify", str(tmp_path / "elsewhere.json"))
-    assert "elsewhere.json" not in as_json.stderr
+    read_as_a_job = batchinfer("verify", str(tmp_path / "elsewhere.json"))
+    assert "there is no module 'code_of_mine' in the job's folder" in read_as_a_job.stderr
     none = batchinfer("retry", out, "--where", "code=endpoint")
     assert none.returncode == 0
     assert "no failed row is asked for" in none.stdout
