@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import typer
 from rich.text import Text
@@ -33,20 +34,47 @@ def follow(lookout: Lookout, root: str, *, every_s: float, as_json: bool) -> Non
     """Look until the output is complete. A store that is away is looked at again; an output that no run has
     begun is waited for."""
     screen = _Screen(root) if not as_json and _can_redraw() else None
-    while True:
-        began = time.monotonic()
-        look, trouble = _look(lookout)
-        pace = pace_of(look, now=time.time()) if look is not None else Pace()
-        is_over = look is not None and look.status.state == "complete"
-        if screen is not None:
-            screen.show(look, pace, trouble, last=is_over)
-        elif as_json:
-            typer.echo(json.dumps(facts(look, pace) if look is not None else _nothing(root, trouble)))
-        else:
-            typer.echo(_line(look, pace, root, trouble))
-        if is_over:
-            return
-        time.sleep(max(every_s, _LEISURE * (time.monotonic() - began)))
+    with _CtrlC() as ctrl_c:
+        while True:
+            began = time.monotonic()
+            look, trouble = _look(lookout)
+            pace = pace_of(look, now=time.time()) if look is not None else Pace()
+            is_over = look is not None and look.status.state == "complete"
+            if screen is not None:
+                screen.show(look, pace, trouble, last=is_over)
+            elif as_json:
+                typer.echo(json.dumps(facts(look, pace) if look is not None else _nothing(root, trouble)))
+            else:
+                typer.echo(_line(look, pace, root, trouble))
+            if is_over:
+                return
+            ctrl_c.check()
+            time.sleep(max(every_s, _LEISURE * (time.monotonic() - began)))
+
+
+class _CtrlC:
+    """Remembers that Ctrl-C was pressed: what is raised while Python clears something away is lost."""
+
+    def __init__(self) -> None:
+        self._is_pressed = False
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt where it was pressed."""
+        if self._is_pressed:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> Self:
+        self._before = signal.getsignal(signal.SIGINT)
+        if self._before is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _press(self, *_: object) -> None:
+        self._is_pressed = True
+        raise KeyboardInterrupt
 
 
 def _can_redraw() -> bool:
