@@ -150,6 +150,11 @@ class Bench:
             raise SystemExit(f"{runner}: {len(wanted)} rows went in, {seen.sum()} came out")
 
 
+def _anywhere(argument: str) -> str:
+    """Return an argument without the folders of this machine."""
+    return Path(argument).name if argument.startswith("/") else argument
+
+
 def main() -> None:
     """Run the rounds that are missing, print the table, write the result."""
     given = arguments()
@@ -258,7 +263,7 @@ def summary(
     if given.sentence_python:
         pythons["sentence"] = given.sentence_python
     return {
-        "command": "python " + " ".join(["benchmarks/versus.py", *sys.argv[1:]]),
+        "command": "python " + " ".join(["benchmarks/versus.py", *map(_anywhere, sys.argv[1:])]),
         "work": bench.work,
         "rows": bench.rows,
         "rounds": given.rounds,
