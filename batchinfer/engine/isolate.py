@@ -232,10 +232,7 @@ class Isolator:
         last = refused
         if not is_large or any(isinstance(error, OutOfMemory) for error in found.bad.values()):
             try:
-                try:
-                    whole = attempt()
-                except REFUSALS as error:
-                    whole = self._retry.again(error, attempt)
+                whole = self._patiently(attempt)
             except REFUSALS as error:
                 last = error
             else:
@@ -249,6 +246,12 @@ class Isolator:
         raise ContractError(
             f"{last.message}; compute.determinism is bit, so that the batch cannot be split", hint=hint
         ) from last
+
+    def _patiently(self, attempt: Callable[[], OutputBatch]) -> OutputBatch:
+        try:
+            return attempt()
+        except REFUSALS as error:
+            return self._retry.again(error, attempt)
 
     def _run_in_shape(self, batch: HostBatch, start: int, stop: int, bad: Collection[int]) -> OutputBatch:
         """Compute rows [start, stop) of a batch in its shape, with good rows for all others; `bad` counts
@@ -271,12 +274,14 @@ class Isolator:
             raise not_finite(name)
 
     def _spoilt(self, output: OutputBatch) -> tuple[np.ndarray[Any, Any], str]:
-        """Tell which rows have a result that holds what it must not, bool of shape (rows,), and its name."""
+        """Tell which rows have a result that holds what it must not, bool of shape (rows,), and its name.
+        Arrow arrays, which a class may give, are judged row by row once they have their type."""
         spoilt, which = np.zeros(len(output.batch.rows), dtype=bool), ""
         if self._unfit is None:
             return spoilt, which
         for name, column in output.tensors.items():
-            if name in self._outputs and (unfit := self._unfit(column)).any():
+            is_tensor = name in self._outputs and isinstance(column, np.ndarray)
+            if is_tensor and (unfit := self._unfit(column)).any():
                 # Rows that only fill the batch up are copies of one that counts.
                 each = unfit[: len(spoilt)].reshape(len(spoilt), -1).any(axis=1)
                 spoilt, which = spoilt | each, name

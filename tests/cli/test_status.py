@@ -184,6 +184,29 @@ def test_following_on_a_terminal_until_somebody_has_seen_enough(unfinished: Path
         window.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_is_never_lost(unfinished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pressed while Python clears an object away, where what it raises is dropped, it ends the watch all the
+    same; and afterwards it is what it was."""
+
+    class Cleared:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    lookout = Lookout(str(unfinished), {})
+    errors = iter([UnavailableError("it is away"), AssertionError("it went on")])
+
+    def look() -> Look:
+        Cleared()
+        raise next(errors)
+
+    monkeypatch.setattr(lookout, "look", look)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        follow(lookout, str(unfinished), every_s=0.01, as_json=False)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_store_that_is_away_is_asked_again(
     unfinished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -252,3 +252,23 @@ def test_a_long_search_is_no_hang(tmp_path: Path, batchinfer: Run, loaders: str)
         json.loads(path.read_text()) for path in (tmp_path / "out/_batchinfer/runs").glob("*.json")
     )
     assert receipt["seconds"] > 4, "too fast to show anything"
+
+
+def test_arrow_results_that_are_not_finite(tmp_path: Path, batchinfer: Run) -> None:
+    """A class may give lists as Arrow arrays: `errors.check_finite` finds the row in them too."""
+    write_shards(tmp_path / "in", [50])
+    (tmp_path / "model.py").write_text(
+        "import pyarrow as pa\n"
+        "class Lists:\n    inputs = {'x': 'float32[?]'}\n    outputs = {'y': 'float32[?, 2]'}\n"
+        "    def __call__(self, batch):\n"
+        "        rows = [[float('nan') if x == 3.5 else float(x), 1.0] for x in batch['x']]\n"
+        "        return {'y': pa.array(rows, pa.list_(pa.float32()))}\n"
+    )
+    document = json.loads(doubling_job(tmp_path, errors={"check_finite": True, "max": 1}).read_text())
+    document["model"] = {"backend": "python", "entry": "model:Lists"}
+    (tmp_path / "job.yaml").write_text(json.dumps(document))
+    done = batchinfer("run", str(tmp_path / "job.yaml"))
+    assert done.returncode == 0, done.stderr
+    failed = [row for row in rows_of(tmp_path).to_pylist() if row["_error"]]
+    assert [(row["id"], row["_error"]["code"]) for row in failed] == [(7, "model")]
+    assert "'y' holds NaN or infinity" in failed[0]["_error"]["message"]

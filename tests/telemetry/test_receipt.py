@@ -120,7 +120,7 @@ def test_what_it_says_of_the_run(two_runs: Path) -> None:
     for stage, seconds in second["stage_seconds"].items():
         each = sum(worker["stage_seconds"].get(stage, 0.0) for worker in second["workers"])
         assert each == pytest.approx(seconds, abs=1e-3)
-    assert second["cost"] == pytest.approx(3.2 * second["device_hours"], rel=1e-2)
+    assert second["cost"] == pytest.approx(3.2 * second["device_hours"], abs=2.2e-6)
     assert any(warning["code"] == "worker_died" for warning in second["warnings"])
     assert {sample["code"] for sample in second["error_samples"]} <= {"model", "crash"}
     assert second["document"]["output"]["storage_options"] == {"password": "${env:BATCHINFER_TEST_SECRET}"}
