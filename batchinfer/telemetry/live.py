@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, TextIO, cast
 
-from rich.console import COLOR_SYSTEMS, Console
+from rich.console import Console
 from rich.text import Text
 
 from batchinfer.events import Event, Listening, RunStarted, SettingsChosen, Warned, WorkerSaid
@@ -161,13 +161,6 @@ class Painter:
         return "\r" + (f"\x1b[{rows - 1}A" if rows > 1 else "")
 
     def _colours(self, line: Text) -> str:
-        """Return a line as the terminal takes it. A whole print would cost too much for each frame."""
-        console = self._console
-        system = COLOR_SYSTEMS.get(console.color_system or "")
-        base = console.get_style(line.style)
-        text = ""
-        for segment in line.render(console):
-            style = base if segment.style is None else base + segment.style
-            style = style.without_color if console.no_color else style
-            text += style.render(segment.text, color_system=system)
-        return text
+        with self._console.capture() as captured:
+            self._console.print(line, end="", no_wrap=True, crop=False, overflow="ignore")
+        return captured.get()
